@@ -1,0 +1,192 @@
+"""Dropout: silence random elements or whole channels in training, at chosen places of a model that has no dropout."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from attrs import field, validators
+from torch import Tensor, nn
+
+from trickbox import (
+    POOLS,
+    WEIGHT_LAYERS,
+    Event,
+    Rank,
+    Site,
+    State,
+    Surgery,
+    choice,
+    hookimpl,
+    interval,
+    norm_after,
+)
+from trickbox.trick import trick
+
+
+def element_dropout(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Zero each element with probability *p* in [0, 1) and divide the others by 1 - p, so that the mean stays.
+
+    Bit-equal to `torch.nn.functional.dropout` on the CPU under the same seed. Cost: one draw and one product an
+    element. Source: Srivastava et al. 2014.
+
+    >>> element_dropout(torch.ones(2, 3), 0.5, torch.Generator().manual_seed(0))
+    tensor([[2., 0., 2.],
+            [0., 0., 0.]])
+    """
+    return x * torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
+
+
+def channel_dropout(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Zero whole channels of *x* (N, C, ...) with probability *p* in [0, 1) and divide the others by 1 - p.
+
+    For series and images, whose neighbors are too alike for single zeros to hide anything. Bit-equal to
+    `torch.nn.functional.dropout1d`, `dropout2d` and `dropout3d` on the CPU under the same seed. Cost: one draw a
+    channel, one product an element. Source: Tompson et al. 2015.
+
+    >>> channel_dropout(torch.ones(1, 3, 2), 0.5, torch.Generator().manual_seed(0))
+    tensor([[[2., 2.],
+             [0., 0.],
+             [2., 2.]]])
+    """
+    mask = x.new_empty(x.shape[:2] + (1,) * (x.ndim - 2))
+    return x * mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
+
+
+KINDS = {"element": element_dropout, "channel": channel_dropout}
+
+
+class StreamDropout(nn.modules.dropout._DropoutNd):
+    """A dropout layer that draws from a generator of its own; *kind* is ``element`` or ``channel``."""
+
+    def __init__(self, p: float, kind: str, generator: torch.Generator) -> None:
+        super().__init__(p)
+        self.kind = kind
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop in training; in eval mode and at rate 0, *x* itself, and nothing is drawn."""
+        if not self.training or self.p == 0:
+            return x
+        return KINDS[self.kind](x, self.p, self.generator)
+
+    def extra_repr(self) -> str:
+        """The rate and the kind."""
+        return f"p={self.p}, {self.kind}"
+
+
+ADJUSTABLE = (StreamDropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+@trick
+class Dropout:
+    """Drop random activations in training, so that no feature relies on one other feature.
+
+    p            the rate, in [0, 1); `conv` and `dense` give convolutions (and pools) and linear layers their own
+    kind         ``element``, or ``channel``: whole channels of what convolutions and pools put out
+    where        ``after_layer``: on the output of every convolution and linear layer but the head, the last one; on
+                 that of the norm that follows it, since a norm behind a dropout learns the wrong variance (Li 2018).
+                 ``after_pool``: on the output of every pool module, and of every linear layer but the head.
+                 ``before_head``: on the input of the head
+
+    A dropout acts on the layer's output, in front of the activation; for ReLU and its kin that equals a dropout behind
+    it, for GELU or tanh it does not. Where the model has a dropout module already, between the place and the next
+    weight layer, that module is replaced by one of this rate and kind, and none is added; a rate of 0 leaves it.
+    Raises `NoEffectError` without such places, or when at each is a dropout that cannot be changed, as functional and
+    alpha dropouts cannot.
+    Cost: one draw and one product an element. Source: Srivastava et al. 2014; Tompson et al. 2015 for channels.
+
+    >>> import trickbox
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> trickbox.apply(net, [Dropout(0.3)], torch.zeros(4, 2))[0].trickbox.dropout
+    StreamDropout(p=0.3, element)
+    """
+
+    family: ClassVar = "dropout"
+    after: ClassVar = ("transfer", "normalization", "residual")
+    off: ClassVar = {"p": 0.0}
+    tunes: ClassVar = ("p",)
+
+    p: float = field(default=0.1, validator=interval("[0, 1)"))
+    conv: float | None = field(default=None, validator=validators.optional(interval("[0, 1)")))
+    dense: float | None = field(default=None, validator=validators.optional(interval("[0, 1)")))
+    kind: str = field(default="element", validator=choice("element", "channel"))
+    where: str = field(default="after_layer", validator=choice("after_layer", "after_pool", "before_head"))
+
+    @hookimpl
+    def init(self, state: State) -> None:
+        """Attach, or adjust what is there."""
+        surgery, generator = state.surgery, state.stream()
+        planned = [(site, self._place(surgery, site), self._existing(surgery, site)) for site in self._sites(surgery)]
+        acted = []
+        for site, place, existing in planned:
+            new = StreamDropout(self._rate(site), self._kind(site), generator)
+            if existing is None:
+                insert = surgery.insert_before if self.where == "before_head" else surgery.insert
+                insert(place, new, Rank.DROPOUT)
+            elif new.p > 0 and not _adjust(surgery, site, existing, new):
+                continue
+            acted.append(site)
+        surgery.require(acted, "a place whose dropout it may set")
+
+    def _sites(self, surgery: Surgery) -> list[Site]:
+        head = surgery.head()
+        if self.where == "before_head":
+            return [head]
+        layers = surgery.sites(*WEIGHT_LAYERS)[:-1]
+        if self.where == "after_layer":
+            return surgery.require(layers, "convolutions and linear layers before the head")
+        functional = sorted({e.name for e in surgery.tape.events if not e.is_module and "pool" in e.name})
+        hint = f" ({', '.join(functional)} is called as a function; use where='after_layer')" if functional else ""
+        pools = surgery.require(surgery.sites(*POOLS), f"pool modules{hint}")
+        return [*pools, *(site for site in layers if isinstance(site.module, nn.Linear))]
+
+    def _place(self, surgery: Surgery, site: Site) -> Site:
+        norm = norm_after(surgery.model, surgery.tape, site.event)
+        return site if self.where == "before_head" or norm is None or norm.attached else norm
+
+    def _existing(self, surgery: Surgery, site: Site) -> Event | None:
+        return (dropout_before if self.where == "before_head" else dropout_after)(surgery, site.event)
+
+    def _rate(self, site: Site) -> float:
+        own = self.dense if isinstance(site.module, nn.Linear) else self.conv
+        return self.p if own is None else own
+
+    def _kind(self, site: Site) -> str:
+        return "element" if isinstance(site.module, nn.Linear) else self.kind
+
+
+def dropout_after(surgery: Surgery, event: Event) -> Event | None:
+    """The first dropout, a module or a function, between *event* and the next weight layer."""
+    return next((e for e in _until_weights(surgery, event) if "dropout" in e.name.lower()), None)
+
+
+def dropout_before(surgery: Surgery, event: Event) -> Event | None:
+    """The dropout, a module or a function, between the weight layer before *event* and *event*."""
+    dropouts = (e for e in surgery.tape.events if "dropout" in e.name.lower())
+    return next((e for e in dropouts if _until_weights(surgery, e)[-1:] == [event]), None)
+
+
+def _until_weights(surgery: Surgery, event: Event) -> list[Event]:
+    """The events after *event*, up to and including the next convolution or linear layer."""
+    layers = [site.event for site in surgery.sites(*WEIGHT_LAYERS)]
+    found = []
+    for later in surgery.tape.following(event):
+        found.append(later)
+        if later in layers:
+            break
+    return found
+
+
+def _adjust(surgery: Surgery, site: Site, existing: Event, new: StreamDropout) -> bool:
+    """Put *new* in the place of a dropout that the model has; False, with a note, where that cannot be done."""
+    place = next((s for s in surgery.sites(*ADJUSTABLE) if (s.path, s.call) == (existing.path, existing.call)), None)
+    if place is None:
+        surgery.skip(site, f"a {existing.name} follows, which only the model's own code can change")
+        return False
+    if isinstance(place.module, StreamDropout) and place.module.generator is new.generator:
+        if place.module.p != new.p:
+            surgery.skip(site, f"its dropout {place.path} serves another layer too, with rate {place.module.p}")
+        return place.module.p == new.p
+    surgery.convert(place, new)
+    return True

@@ -1,0 +1,24 @@
+"""One object of every installed trick that comes with trickbox; a trick that is missing here fails a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trickbox.catalog import available, get
+from trickbox.testing import tiny_model
+
+
+def every_trick(folder: Path) -> dict[str, Any]:
+    """All built-in tricks by name, with settings at which they act on the tiny net."""
+    weights = folder / "weights.pt"
+    if not weights.exists():
+        torch.save(tiny_model(seed=7).state_dict(), weights)
+    settings: dict[str, dict[str, Any]] = {
+        "transfer": {"weights": str(weights)},
+        "warm_up": {"steps": 4},
+        "early_stopping": {"patience": 1},
+    }
+    return {name: get(name)(**settings.get(name, {})) for name in available()}

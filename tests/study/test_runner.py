@@ -1,0 +1,264 @@
+"""The runner trains what is missing, gives the same bits wherever it runs, and outlives what its workers do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from trickbox.errors import ConfigError, TrickboxError
+from trickbox.study import runner
+from trickbox.study.design import Arm, add_one
+from trickbox.study.run import run_spec
+from trickbox.study.runner import Lent, execute
+from trickbox.study.spec import Part, Spec, part_of_task, plan
+from trickbox.study.store import FolderStore, MemoryStore, dumps
+from trickbox.tasks.waveforms import Waveforms
+
+SMALL = Waveforms(samples=60, max_epochs=2, test_samples=30)
+
+
+def bits(outcome: dict[str, Any]) -> str:
+    """All of a result but its times."""
+    return dumps({name: value for name, value in outcome.items() if "seconds" not in name})
+
+
+# -- one run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_measures_everything_that_a_report_needs() -> None:
+    outcome = run_spec(Spec("baseline", 0, part_of_task(SMALL)).to_json())
+
+    assert outcome["status"] == "ok", outcome
+    assert {"train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy"} <= set(outcome["metrics"])
+    assert len(outcome["curves"]["val_loss"]) == len(outcome["seconds"]) == outcome["epochs"] == 2
+    assert len(outcome["predictions"]) == 6
+    assert outcome["parameters"] == 17_283
+    json.dumps(outcome, allow_nan=False)
+
+
+def test_a_run_is_a_pure_function_and_leaves_nothing_behind() -> None:
+    spec = plan(SMALL, [Arm("dropout", ["dropout"], control=None)], [3])[0].to_json()
+    threads = torch.get_num_threads()
+    before = torch.get_rng_state()
+
+    first, second = run_spec(spec), run_spec(spec)
+
+    assert bits(first) == bits(second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_placebo_changes_no_bit() -> None:
+    baseline, placebo = (run_spec(spec.to_json()) for spec in plan(SMALL, add_one([]), [0]))
+
+    assert baseline["metrics"] == placebo["metrics"]
+    assert baseline["curves"] == placebo["curves"]
+
+
+def test_a_run_that_blows_up_has_diverged(recwarn: pytest.WarningsRecorder) -> None:
+    outcome = run_spec(Spec("x", 0, part_of_task(attrs.evolve(SMALL, lr=1e18, max_epochs=4))).to_json())
+
+    assert outcome["status"] == "diverged"
+
+
+def test_an_error_is_a_result() -> None:
+    broken = Part("trickbox.tasks.waveforms:Wavelets", {}, "code")
+
+    outcome = run_spec(Spec("x", 0, broken).to_json())
+
+    assert outcome["status"] == "error"
+    assert outcome["message"].startswith("AttributeError")
+    assert "Wavelets" in outcome["traceback"]
+
+
+# -- many runs -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_is_not_trained_again(here: Any, tmp_path: Path) -> None:
+    specs = plan(SMALL, add_one([]), [0])
+    done: list[str] = []
+
+    first = execute(specs, FolderStore(tmp_path), executor=here, on_done=lambda spec, _: done.append(spec.arm))
+    again = execute(specs, FolderStore(tmp_path), executor=here, on_done=lambda spec, _: done.append(spec.arm))
+
+    assert here.count == 2
+    assert dumps(first) == dumps(again)
+    assert done == ["baseline", "placebo"] * 2
+
+
+def test_equal_specs_are_trained_once(here: Any) -> None:
+    specs = plan(SMALL, [Arm("a", control=None), Arm("b", control="a")], [0])
+
+    execute(specs, MemoryStore(), executor=here)
+
+    assert here.count == 1
+
+
+def test_executors_that_cannot_give_the_same_numbers_are_refused() -> None:
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ConfigError, match="threads share one random generator"):
+        execute([], MemoryStore(), executor=threads)
+    with pytest.raises(ConfigError, match="workers must be at least 1, got 0"):
+        execute([], MemoryStore(), workers=0)
+
+
+class Fragile:
+    """A pool that breaks, with everything in flight, as soon as a deadly run is submitted."""
+
+    depth = 3
+
+    def __init__(self, deadly: set[str], slow: set[str]) -> None:
+        self.deadly, self.slow = deadly, slow
+        self.renewed = 0
+        self.flying: list[Future[dict[str, Any]]] = []
+
+    def submit(self, spec: Spec) -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+        self.flying.append(future)
+        if spec.arm in self.deadly:
+            for each in self.flying:
+                if not each.done():
+                    each.set_exception(BrokenExecutor())
+        elif spec.arm in self.slow and not self.renewed:
+            pass  # still at work when the pool breaks
+        else:
+            Timer(0.001, lambda: future.done() or future.set_result({"status": "ok"})).start()
+        return future
+
+    def renew(self) -> None:
+        self.renewed += 1
+        self.flying.clear()
+
+
+def test_only_the_run_that_kills_its_worker_is_given_up() -> None:
+    todo = {arm: Spec(arm, 0, part_of_task(SMALL)) for arm in "abcdef"}
+    pool = Fragile(deadly={"c", "e"}, slow={"b"})
+
+    found = dict(runner._drain(todo, pool))  # type: ignore[arg-type]
+
+    assert {arm: found[arm]["status"] for arm in sorted(found)} == {
+        "a": "ok", "b": "ok", "c": "error", "d": "ok", "e": "error", "f": "ok",
+    }  # fmt: skip
+    assert "died twice" in found["c"]["message"]
+
+
+def test_an_executor_of_the_user_is_not_mended() -> None:
+    class Broken(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:  # type: ignore[override]
+            future: Future[Any] = Future()
+            future.set_exception(BrokenExecutor())
+            return future
+
+    with Broken(1) as executor, pytest.raises(TrickboxError, match="what is stored is kept"):
+        list(runner._drain({"a": Spec("a", 0, part_of_task(SMALL))}, Lent(executor)))
+
+
+# -- in processes ----------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, sys, torch
+from typing import ClassVar
+import attrs
+from torch import nn
+from trickbox.study import ACCURACY, Arm, Splits, Study
+from trickbox.study.store import dumps
+
+@attrs.frozen
+class Blobs:
+    fatal: bool = False
+    lr: float = 0.01
+    max_epochs: int = {epochs}
+    batch_size: int = 32
+    name: ClassVar = "blobs"
+    metric: ClassVar = ACCURACY
+    class_names: ClassVar = ("left", "right")
+    loss: ClassVar = nn.CrossEntropyLoss()
+
+    def model(self):
+        if self.fatal:
+            os._exit(9)
+        return nn.Linear(2, 2)
+
+    def data(self, seed):
+        targets = torch.arange(200) % 2
+        inputs = targets[:, None] + torch.randn(200, 2, generator=torch.Generator().manual_seed(seed))
+        return Splits(*((inputs[part], targets[part]) for part in (slice(80), slice(80, 120), slice(120, 200))))
+
+    def optimizer(self, parameters):
+        return torch.optim.Adam(parameters, lr=self.lr)
+
+def main():
+    arms = [Arm("deadly", overrides={{"fatal": True}})] if {deadly} else []
+    outcome = Study(Blobs(), arms, seeds=3).run(workers=2, store=sys.argv[1])
+    print(dumps({{arm.name: [run["status"] for run in outcome.runs(arm.name)] for arm in outcome.arms}}))
+{call}
+"""
+GUARDED = "if __name__ == '__main__':\n    main()"
+
+
+def start(folder: Path, **facts: Any) -> subprocess.Popen[str]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(**{"epochs": 1, "deadly": False, "call": GUARDED} | facts))
+    command = [sys.executable, str(script), str(folder / "store")]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_results_are_the_same_bits_here_and_in_any_number_of_processes(here: Any) -> None:
+    specs = plan(SMALL, add_one(["dropout"]), [0, 1])
+    variable = os.environ.get("OMP_NUM_THREADS")
+
+    inside = execute(specs, MemoryStore(), executor=here)
+    one = execute(specs, MemoryStore(), workers=1)
+    two = execute(list(reversed(specs)), MemoryStore(), workers=2)
+
+    assert {outcome["status"] for outcome in inside.values()} == {"ok"}
+    for key, outcome in inside.items():
+        assert bits(outcome) == bits(one[key]) == bits(two[key])
+    assert os.environ.get("OMP_NUM_THREADS") == variable
+
+
+@pytest.mark.slow
+def test_a_script_runs_its_own_task_and_outlives_dying_workers(tmp_path: Path) -> None:
+    output, errors = start(tmp_path, deadly=True).communicate(timeout=120)
+
+    assert json.loads(output) == {"baseline": ["ok"] * 3, "placebo": ["ok"] * 3, "deadly": ["error"] * 3}, errors
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
+    process = start(tmp_path, call="main()")
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode != 0
+    assert "ConfigError: study: worker processes could not start" in errors
+    assert "if __name__ == '__main__':" in errors
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_is_finished_and_ends_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, epochs=300)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("runs/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+
+    assert "KeyboardInterrupt" in errors
+    kept = list(tmp_path.rglob("runs/*/*.json"))
+    assert kept
+    assert all(json.loads(file.read_text())["status"] == "ok" for file in kept)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

@@ -1,0 +1,98 @@
+"""A spec is the whole truth about a run: same key, same result; other key, another run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+
+from trickbox import catalog
+from trickbox.errors import ConfigError
+from trickbox.study.design import Arm, add_one
+from trickbox.study.spec import Part, Spec, build_task, build_trick, part_of_task, part_of_trick, plan
+from trickbox.tasks.waveforms import Waveforms
+
+
+def planned(**fields: object) -> list[Spec]:
+    return plan(Waveforms(**fields), add_one(["dropout"]), seeds=(0, 7))  # type: ignore[arg-type]
+
+
+def test_all_arms_of_a_seed_come_before_the_next_seed() -> None:
+    assert [(spec.seed, spec.arm) for spec in planned()] == [
+        (0, "baseline"), (0, "placebo"), (0, "dropout"), (7, "baseline"), (7, "placebo"), (7, "dropout"),
+    ]  # fmt: skip
+
+
+def test_keys_are_stable_and_differ_with_whatever_matters() -> None:
+    first = planned()
+
+    assert [spec.key for spec in first] == [spec.key for spec in planned()]
+    assert len({spec.key for spec in [*first, *planned(noise=0.3)]}) == 12
+    for change in ({"threads": 2}, {"device": "cuda"}, {"versions": {"torch": "0"}}, {"schema": 99}):
+        assert attrs.evolve(first[0], **change).key != first[0].key
+
+
+def test_the_name_of_an_arm_does_not_matter() -> None:
+    first, second = (plan(Waveforms(), [Arm(name, ["dropout"])], [0])[0] for name in "ab")
+
+    assert first.key == second.key
+
+
+def test_edited_code_is_another_run() -> None:
+    spec = planned()[0]
+
+    assert attrs.evolve(spec, task=attrs.evolve(spec.task, code="edited")).key != spec.key
+
+
+def test_a_spec_survives_json_and_builds_what_it_describes() -> None:
+    spec = plan(Waveforms(noise=0.3), [Arm("x", [("head", {"trick": "dropout", "p": 0.3})])], [1])[0]
+
+    again = Spec.from_json(json.loads(json.dumps(spec.to_json())))
+
+    assert again.key == spec.key
+    assert build_task(again.task) == Waveforms(noise=0.3)
+    alias, trick = build_trick(again.tricks[0])
+    assert (alias, type(trick), trick.p) == ("head", catalog.get("dropout"), 0.3)
+
+
+def test_weights_are_known_by_what_is_in_them(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.pt", "b.pt", "c.pt")]
+    for file, content in zip(files, (b"one", b"one", b"two"), strict=True):
+        file.write_bytes(content)
+    task = part_of_task(Waveforms())
+
+    one, same, other = (Spec("x", 0, task, (Part("m:C", {"weights": str(file)}, "code"),)).key for file in files)
+
+    assert one == same != other
+
+
+def test_overrides_change_the_task_of_their_arm_only() -> None:
+    arms = [Arm("slow", control=None), Arm("fast", control="slow", overrides={"lr": 0.1})]
+
+    slow, fast = plan(Waveforms(), arms, [0])
+
+    assert (build_task(slow.task), build_task(fast.task)) == (Waveforms(), Waveforms(lr=0.1))
+
+
+@attrs.frozen
+class Odd:
+    name = "odd"
+    file: object = object()
+
+
+def test_what_workers_could_not_make_again_is_refused() -> None:
+    @attrs.frozen
+    class Inner:
+        name = "inner"
+
+    with pytest.raises(ConfigError, match="overrides 'rate', which waveforms does not have"):
+        plan(Waveforms(), [Arm("fast", overrides={"rate": 0.1})], [0])
+    with pytest.raises(ConfigError, match="Inner is made inside a function"):
+        part_of_task(Inner())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Odd must be plain JSON"):
+        part_of_task(Odd())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be an attrs class"):
+        plan(object(), [Arm("a")], [0])  # type: ignore[arg-type]
+    assert part_of_trick(catalog.resolve("dropout")).place == "trickbox_tricks.dropout:Dropout"

@@ -1,0 +1,83 @@
+"""A study is checked before it trains, trains once, and knows how often it was looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trickbox.errors import ConfigError
+from trickbox.study import LOSS, Arm, Study
+from trickbox.study.store import dumps
+from trickbox.tasks.waveforms import Waveforms
+
+SMALL = Waveforms(samples=60, max_epochs=2, test_samples=30)
+
+
+def test_a_study_trains_once_and_says_what_it_found(here: Any, tmp_path: Path) -> None:
+    study = Study(SMALL, ["dropout"], seeds=2, margin=2.0)
+
+    first, again = (study.run(executor=here, store=tmp_path) for _ in range(2))
+
+    assert here.count == 6
+    assert (first.looks, again.looks) == (1, 2)
+    assert dumps(dict(first.runs("dropout")[0])) == dumps(dict(again.runs("dropout")[0]))
+    assert [comparison.arm for comparison in first.comparisons] == ["placebo", "dropout"]
+    assert first.comparisons[0].inference.identical
+    assert np.isfinite(first.value("dropout")).all()
+    assert first.save(tmp_path / "report.html").is_file()
+
+
+def test_more_seeds_and_more_tricks_reuse_what_is_there(here: Any, tmp_path: Path) -> None:
+    Study(SMALL, seeds=2).run(executor=here, store=tmp_path)
+    Study(SMALL, ["dropout"], seeds=3).run(executor=here, store=tmp_path)
+
+    assert here.count == 4 + 5
+
+
+def test_without_a_store_the_study_itself_remembers(here: Any) -> None:
+    study = Study(SMALL, seeds=2)
+
+    study.run(executor=here)
+    study.run(executor=here)
+
+    assert here.count == 4
+
+
+def test_a_failing_trick_is_an_outcome(here: Any) -> None:
+    too_deep = Arm("short", overrides={"length": 31, "samples": 60, "lr": 1e18, "max_epochs": 3})
+
+    with pytest.warns(UserWarning, match="diverged|not finite"):
+        outcome = Study(SMALL, [too_deep], seeds=2).run(executor=here)
+
+    assert [run["status"] for run in outcome.runs("short")] == ["diverged"] * 2
+    assert outcome.comparisons[-1].failures == (2, 0)
+
+
+def test_margin_and_metric_are_what_was_asked() -> None:
+    default, chosen = Study(SMALL), Study(SMALL, metric="val_loss", margin=0.1)
+
+    assert (default.margin, default.margin_is_default) == (1.0, True)
+    assert (chosen.margin, chosen.margin_is_default, chosen.metric.higher_is_better) == (0.1, False, False)
+    assert Study(SMALL, metric=LOSS).margin == LOSS.margin
+    assert Study("waveforms", seeds=[3, 5]).seeds == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "waveform"}, "task 'waveform' is unknown.*Did you mean"),
+        ({"tricks": ["dropuot"]}, "no trick 'dropuot'.*Did you mean 'dropout'"),
+        ({"tricks": [{"trick": "dropout", "p": 3}]}, "dropout: p must be"),
+        ({"design": "add-one"}, "no design 'add-one'.*Did you mean 'add_one'"),
+        ({"seeds": 1}, "study: seeds must be at least 2, got 1"),
+        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"margin": 0}, "margin must be > 0, got 0"),
+        ({"metric": "test_acuracy"}, "no metric 'test_acuracy'.*Did you mean 'test_accuracy'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Study(**options)

@@ -1,0 +1,201 @@
+"""The tricks of one run: fresh copies, named, checked, ordered, in one pluggy manager, compiled for the hot path."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pluggy
+from attrs import define, frozen
+
+from trickbox.catalog import origin, resolve
+from trickbox.errors import ConfigError
+from trickbox.hooks import HOOKS, PHASES, Hooks
+from trickbox.state import State
+from trickbox.trick import fresh, hooks_of, is_off, is_trick, name_of, names, to_config
+
+CORE = "core"
+"""The name under which the run itself answers the phases, last of all."""
+
+Call = Callable[[State], Any]
+
+
+@frozen
+class Member:
+    """One trick of a run: its name there, the run's own copy, and why it stands where it stands."""
+
+    name: str
+    trick: Any
+    why: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The name of the trick itself, whatever it is called in this run."""
+        return name_of(self.trick)
+
+    @property
+    def answers_to(self) -> set[str]:
+        """The words by which other tricks may mean this one."""
+        return {self.name, self.kind} | ({self.trick.family} if self.trick.family else set())
+
+
+@define(eq=False, init=False)
+class Box:
+    """The tricks of one run, in the order in which their hooks are called.
+
+    Each entry of *tricks* is a trick, a name, its JSON form, or a pair ``("alias", trick)``. What the caller passed is
+    never run. Raises `ConfigError` for conflicts, missing requirements, circular order and names used twice.
+
+    >>> [member.name for member in Box(["early_stopping", "dropout", ("second", "dropout")]).members]
+    ['early_stopping', 'dropout', 'second']
+    """
+
+    members: tuple[Member, ...]
+    manager: pluggy.PluginManager
+
+    def __init__(self, tricks: Iterable[Any] = (), core: object | None = None) -> None:
+        if isinstance(tricks, (str, dict)) or is_trick(tricks):
+            raise ConfigError(f"tricks must be a list, got {tricks!r}; write tricks=[{tricks!r}]")
+        if not isinstance(tricks, Iterable):
+            raise ConfigError(f"tricks must be a list, got {tricks!r}; without any, write tricks=[]")
+        members = _named(tricks)
+        _check_relations(members)
+        self.members = tuple(_ordered(members))
+        self.manager = pluggy.PluginManager("trickbox")
+        self.manager.add_hookspecs(Hooks)
+        # pluggy calls the last registered first, and its wrapper outermost.
+        if core is not None:
+            self.manager.register(core, CORE)
+        for member in reversed(self.members):
+            self.manager.register(member.trick, member.name)
+        self.manager.check_pending()
+
+    def init(self, state: State) -> None:
+        """Run `init` of every trick. Raises `NoEffectError` for one that only edits the model and did not edit it."""
+        for member in self.members:
+            if "init" not in hooks_of(member.trick):
+                continue
+            state.surgery.acting = member.name
+            with state.streams.forked("init", member.name):
+                member.trick.init(state)
+            acted = any(note.trick == member.name and not note.skipped for note in state.surgery.notes)
+            if hooks_of(member.trick) == ["init"] and not acted and not is_off(member.trick):
+                state.surgery.require([], "a place to act")
+
+    def each(self, hook: str) -> Iterator[tuple[str, Call]]:
+        """The tricks that implement a moment, with their functions, in call order."""
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            yield implementation.plugin_name, implementation.function
+
+    def compiled(self, hook: str) -> Call | None:
+        """One function for all implementations of *hook*; None where there are none, so that they cost nothing.
+
+        Equal to ``manager.hook.<hook>(state=state)`` in calls, order, result and errors, without its cost; where a
+        phase is wrapped, that very call.
+        """
+        caller = getattr(self.manager.hook, hook)
+        implementations = list(reversed(caller.get_hookimpls()))
+        if any(implementation.wrapper for implementation in implementations):
+            return lambda state: caller(state=state)
+        functions = tuple(implementation.function for implementation in implementations)
+        if len(functions) <= 1:
+            return functions[0] if functions else None
+        return _first_answer(functions) if hook in PHASES else _tell_all(functions)
+
+    def blame(self, error: BaseException) -> str | None:
+        """The trick and hook that an exception came out of: the innermost frame that belongs to one of them."""
+        owners = {id(plugin): name for name, plugin in self.manager.list_name_plugin()}
+        found, trace = None, error.__traceback__
+        while trace is not None:
+            name = owners.get(id(trace.tb_frame.f_locals.get("self")))
+            hook = trace.tb_frame.f_code.co_name
+            if name is not None and hook in HOOKS:
+                found = f"hook {hook}" if name == CORE else f"trick {name!r}, hook {hook}"
+            trace = trace.tb_next
+        return found
+
+    def order(self) -> str:
+        """The loop with the tricks that act at each hook, in order, and why in that order."""
+        lines = []
+        for hook in HOOKS:
+            acting = [m.name for m in self.members if hook in hooks_of(m.trick)]
+            lines.append(f"  {hook:<13} {', '.join(acting) if acting else '-'}")
+        reasons = [f"  {m.name}: {m.why}" for m in self.members if m.why]
+        return "\n".join(["Hooks, and who acts there in this order", *lines, *(["Order", *reasons] if reasons else [])])
+
+    def record(self) -> list[dict[str, Any]]:
+        """What ran, for the record: name, settings and origin of every trick, in order."""
+        return [{"name": m.name, **to_config(m.trick), **origin(m.trick)} for m in self.members]
+
+
+def _tell_all(functions: tuple[Call, ...]) -> Call:
+    def call(state: State) -> None:
+        for function in functions:
+            function(state)
+
+    return call
+
+
+def _first_answer(functions: tuple[Call, ...]) -> Call:
+    def call(state: State) -> Any:
+        for function in functions:
+            result = function(state)
+            if result is not None:
+                return result
+        return None
+
+    return call
+
+
+def _named(tricks: Iterable[Any]) -> list[Member]:
+    members: list[Member] = []
+    for spec in tricks:
+        alias, trick = spec if isinstance(spec, tuple) and len(spec) == 2 else (None, spec)
+        trick = fresh(resolve(trick))
+        if not hooks_of(trick):
+            raise ConfigError(f"{name_of(trick)} implements no hook, so it could never act")
+        taken = {member.name for member in members}
+        if alias is None:
+            kind = name_of(trick)
+            alias = next(n for n in (kind, *(f"{kind}#{i}" for i in range(2, 1000))) if n not in taken)
+        if not isinstance(alias, str) or not alias or alias in taken or alias == CORE:
+            raise ConfigError(f"the name of a trick must be a new word, got {alias!r}; taken: {sorted(taken)}")
+        members.append(Member(alias, trick))
+    return members
+
+
+def _check_relations(members: list[Member]) -> None:
+    for member in members:
+        others = [other for other in members if other is not member]
+        for word in names(member.trick, "conflicts"):
+            for other in others:
+                if word in other.answers_to:
+                    raise ConfigError(f"{member.name} and {other.name} cannot be in the same run; drop one of them")
+        for word in names(member.trick, "requires"):
+            if not any(word in other.answers_to for other in others):
+                raise ConfigError(f"{member.name} needs {word!r} in the same run; add it to tricks")
+
+
+def _ordered(members: list[Member]) -> Iterator[Member]:
+    """Sort by the declared relations; ties keep the order of the list."""
+    before = {
+        member.name: [
+            other.name
+            for other in members
+            if other.kind != member.kind and other.answers_to & set(names(member.trick, "after"))
+        ]
+        for member in members
+    }
+    try:
+        graphlib.TopologicalSorter(before).prepare()
+    except graphlib.CycleError as error:
+        circle = " after ".join(error.args[1])
+        raise ConfigError(f"the order of the tricks is circular: {circle}; one of them must not say `after`") from error
+    waiting, done = list(members), set[str]()
+    while waiting:
+        following = next(member for member in waiting if done.issuperset(before[member.name]))
+        waiting.remove(following)
+        done.add(following.name)
+        why = f"after {', '.join(before[following.name])}" if before[following.name] else ""
+        yield Member(following.name, following.trick, why)

@@ -1,0 +1,227 @@
+"""Batches from what users have: a pair of tensors or arrays, a DataLoader, or any iterable of pairs.
+
+A pair is kept on the device and indexed in whole batches, without collation of single samples: on small models that
+is the largest part of what a DataLoader costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from trickbox.errors import DataError
+from trickbox.nest import map_tensors, shapes, tensors
+from trickbox.state import Batch
+from trickbox.streams import derive, forked
+
+EVALUATION_BATCHES = 4
+"""Batches without gradients are this many times larger: they need far less memory, and fewer are faster."""
+
+
+class Source(Protocol):
+    """Data that can be gone through again and again."""
+
+    def __len__(self) -> int:
+        """Batches in one epoch. Raises `TypeError` where nobody knows."""
+
+    def sample(self) -> Batch:
+        """One batch to plan with; taking it changes nothing that follows."""
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """The training batches of an epoch, in an order that is a function of the two integers."""
+
+    def once(self) -> Iterator[Batch]:
+        """All batches in their own order, for evaluation."""
+
+
+class TensorSource:
+    """A pair of tensors, shuffled anew each epoch and cut into batches; the last one may be smaller."""
+
+    def __init__(self, inputs: Any, targets: Any, batch_size: int, device: torch.device) -> None:
+        self._inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
+        self._targets = map_tensors(lambda tensor: tensor.to(device), targets)
+        self._size = next(tensors(inputs)).shape[0]
+        self._batch_size = batch_size
+        self._device = device
+
+    def __len__(self) -> int:
+        return math.ceil(self._size / self._batch_size)
+
+    def sample(self) -> Batch:
+        return self._cut(0, self._batch_size)
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
+        # Drawn on the CPU, so that the order is the same on every device.
+        generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+        order = torch.randperm(self._size, generator=generator).to(self._device)
+        for index in torch.split(order, self._batch_size):
+            yield Batch(_take(self._inputs, index), _take(self._targets, index), len(index))
+
+    def once(self) -> Iterator[Batch]:
+        step = self._batch_size * EVALUATION_BATCHES
+        for start in range(0, self._size, step):
+            yield self._cut(start, start + step)
+
+    def _cut(self, start: int, stop: int) -> Batch:
+        stop = min(stop, self._size)
+        inputs, targets = (
+            map_tensors(lambda tensor: tensor[start:stop], nest) for nest in (self._inputs, self._targets)
+        )
+        return Batch(inputs, targets, stop - start)
+
+
+class LoaderSource:
+    """A DataLoader, or any iterable of (inputs, targets), moved to the device batch by batch."""
+
+    def __init__(self, loader: Iterable[Any], name: str, device: torch.device) -> None:
+        self._loader = loader
+        self._name = name
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def sample(self) -> Batch:
+        with forked(), KeptGenerators(self._loader):
+            batch = next(self.once(), None)
+        if batch is None:
+            raise DataError(f"{self._name} gave no batch; give data with at least one")
+        return batch
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
+        # A loader without a generator draws its order from the global one, which the run has seeded for this epoch.
+        for generator in _generators(self._loader):
+            generator.manual_seed(derive(seed, "order", epoch))
+        return self.once()
+
+    def once(self) -> Iterator[Batch]:
+        for item in self._loader:
+            yield self._batch(item)
+
+    def _batch(self, item: Any) -> Batch:
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            got = f"{len(item)} parts" if isinstance(item, (tuple, list)) else f"a {type(item).__name__}"
+            raise DataError(f"{self._name} must give pairs (inputs, targets), got {got}")
+        inputs, targets = (map_tensors(lambda t: t.to(self._device, non_blocking=True), _as_tensors(n)) for n in item)
+        first = next(tensors([inputs, targets]), None)
+        if first is None:
+            raise DataError(f"{self._name} must give tensors or arrays, got a pair of {shapes(inputs)}")
+        return Batch(inputs, targets, first.shape[0])
+
+
+def as_source(data: Any, *, name: str, batch_size: int, device: torch.device) -> Source:
+    """Make a source of *data*, checked as far as it can be without going through it.
+
+    Raises `DataError` for empty data, sizes that differ, NaN or infinity in tensors, or an iterator that runs once.
+    """
+    if _is_pair(data):
+        inputs, targets = _as_tensors(data[0]), _as_tensors(data[1])
+        _check_sizes(name, inputs, targets)
+        check_finite(name, inputs, targets)
+        return TensorSource(inputs, targets, batch_size, device)
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"{name} must be a pair of tensors or arrays, a DataLoader or an iterable of (inputs, targets), "
+            f"got a {type(data).__name__}"
+        )
+    if isinstance(data, Iterator):
+        raise DataError(f"{name} is an iterator, which is empty after one epoch; give a list or a DataLoader")
+    if isinstance(data, DataLoader) or hasattr(data, "__len__"):
+        _check_not_empty(name, data)
+    return LoaderSource(data, name, device)
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of that name; ``auto`` is the first there is of cuda, mps, mtia and cpu."""
+    if device != "auto":
+        return torch.device(device)
+    for kind in ("cuda", "mps", "mtia"):
+        backend = getattr(torch, kind, None) if kind != "mps" else torch.backends.mps
+        if backend is not None and backend.is_available():
+            return torch.device(kind)
+    return torch.device("cpu")
+
+
+def length(source: Source) -> int | None:
+    """Batches in one epoch, or None where the data does not tell."""
+    try:
+        return len(source)
+    except TypeError:
+        return None
+
+
+def check_finite(name: str, inputs: Any, targets: Any) -> None:
+    """Raise `DataError` where a tensor holds NaN or infinity."""
+    for part, nest in (("inputs", inputs), ("targets", targets)):
+        for tensor in tensors(nest):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).flatten(1).any(1).sum()) if tensor.ndim > 1 else "some"
+                raise DataError(f"{name}: {bad} samples of the {part} hold NaN or infinity; clean or drop them")
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], (Tensor, np.ndarray))
+
+
+def _as_tensors(nest: Any) -> Any:
+    """Arrays become tensors; floating arrays take torch's default dtype, as numpy's float64 is rarely meant."""
+    if isinstance(nest, np.ndarray):
+        tensor = torch.from_numpy(np.ascontiguousarray(nest))
+        return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+    if isinstance(nest, (tuple, list)) and not hasattr(nest, "_fields"):
+        return type(nest)(_as_tensors(value) for value in nest)
+    if isinstance(nest, dict):
+        return {key: _as_tensors(value) for key, value in nest.items()}
+    return nest
+
+
+def _check_sizes(name: str, inputs: Any, targets: Any) -> None:
+    sizes = [tensor.shape[0] if tensor.ndim else 0 for tensor in tensors([inputs, targets])]
+    if len(set(sizes)) > 1:
+        raise DataError(f"{name}: inputs and targets differ in length: {shapes(inputs)} and {shapes(targets)}")
+    if not sizes or sizes[0] == 0:
+        raise DataError(f"{name} is empty; give at least one sample")
+
+
+def _check_not_empty(name: str, data: Any) -> None:
+    try:
+        empty = len(data) == 0
+    except TypeError:  # a DataLoader over an iterable dataset has no length
+        return
+    if empty:
+        raise DataError(f"{name} is empty: it has no batch. With drop_last=True a batch must fill batch_size")
+
+
+def _take(nest: Any, index: Tensor) -> Any:
+    return nest[index] if isinstance(nest, Tensor) else map_tensors(lambda tensor: tensor[index], nest)
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The generators that a DataLoader was given, its own and its sampler's."""
+    owners = (loader, getattr(loader, "sampler", None))
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if g is not None}
+    return [generator for generator in found.values() if isinstance(generator, torch.Generator)]
+
+
+class KeptGenerators:
+    """Puts the generators of a loader back at the end of a block."""
+
+    def __init__(self, *loaders: Any) -> None:
+        self._states = [(g, g.get_state()) for loader in loaders for g in _generators(loader)]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Give every generator the state that it had."""
+        for generator, state in self._states:
+            generator.set_state(state)

@@ -1,0 +1,173 @@
+"""Losses and metrics, averaged over samples, without a host sync in a step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trickbox.data import Source, as_source
+from trickbox.errors import ConfigError
+from trickbox.nest import call, tensors
+from trickbox.state import Loss
+from trickbox.surgery import evaluating
+
+Metric = Callable[[Any, Any], Tensor]
+Forward = Callable[[nn.Module, Any], Any]
+
+PENDING_ELEMENTS = 1 << 20
+"""Outputs kept until metrics are computed on many batches at once: at most so many numbers (4 MiB of float32)."""
+PENDING_BATCHES = 1024
+
+MODES: Mapping[str, str] = {"loss": "min", "accuracy": "max"}
+"""The better direction of the metrics that trickbox itself records."""
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The share of samples whose largest output is the target class; of mixed targets, the largest one.
+
+    Shapes: outputs (N, C, ...), targets (N, ...) of class numbers or (N, C, ...) of probabilities.
+
+    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+    tensor(0.5000)
+    """
+    if targets.is_floating_point():
+        targets = targets.argmax(1)
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+def default_metrics(outputs: Any, targets: Any) -> dict[str, Metric]:
+    """Accuracy where the targets are class numbers for the outputs, nothing elsewhere."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or outputs.ndim < 2:
+        return {}
+    classes = targets.dtype == torch.int64 and targets.shape == (outputs.shape[0], *outputs.shape[2:])
+    return {"accuracy": accuracy} if classes else {}
+
+
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for metrics without a name, a metric that cannot be called, or one with the loss's name."""
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(f"metrics must map names to functions of (outputs, targets), got {metrics!r}")
+    if "loss" in metrics:
+        raise ConfigError("metrics: the name 'loss' is taken by the loss itself; choose another")
+    for name, metric in metrics.items():
+        if not callable(metric):
+            raise ConfigError(f"metrics: {name!r} must be a function of (outputs, targets), got {metric!r}")
+
+
+class Meter:
+    """Averages over samples: the loss of each batch weighted by its size, metrics on many batches at once.
+
+    Cost of `add`: well under a microsecond; nothing is read from the device before `result`.
+    """
+
+    def __init__(self, metrics: Mapping[str, Any]) -> None:
+        self._functions = {n: m for n, m in metrics.items() if not _is_stateful(m)}
+        self._stateful = {n: copy.deepcopy(m) for n, m in metrics.items() if _is_stateful(m)}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._found: list[tuple[str, Tensor, list[int]]] = []
+        self._clear()
+        for metric in self._stateful.values():
+            metric.reset()
+
+    def add(self, outputs: Any, targets: Any, loss: Tensor, size: int) -> None:
+        """Take in one batch."""
+        self._losses.append(loss.detach().reshape(()))
+        self._sizes.append(size)
+        if outputs is not None and (self._functions or self._stateful):
+            self._batches.append((outputs.detach() if isinstance(outputs, Tensor) else outputs, targets))
+            self._elements += outputs.numel() if isinstance(outputs, Tensor) else PENDING_ELEMENTS
+        if self._elements >= PENDING_ELEMENTS or len(self._sizes) >= PENDING_BATCHES:
+            self._fold()
+
+    def result(self) -> dict[str, float]:
+        """The averages so far; the one place where the host waits for the device."""
+        self._fold()
+        if not self._found:
+            return {}
+        values = iter(torch.cat([tensor for _, tensor, _ in self._found]).tolist())
+        sums: dict[str, float] = {}
+        weights: dict[str, int] = {}
+        for name, _, sizes in self._found:
+            sums[name] = sums.get(name, 0.0) + sum(next(values) * size for size in sizes)
+            weights[name] = weights.get(name, 0) + sum(sizes)
+        averages = {name: total / weights[name] for name, total in sums.items()}
+        return averages | {name: float(metric.compute()) for name, metric in self._stateful.items()}
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        """Turn what is pending into a few small tensors, still on the device."""
+        if not self._sizes:
+            return
+        losses = torch.stack(self._losses)
+        self._found.append(("loss", losses, self._sizes))
+        for outputs, targets in self._joined():
+            size = next(tensors([outputs, targets])).shape[0]
+            for name, function in self._functions.items():
+                value = torch.as_tensor(function(outputs, targets), device=losses.device)
+                self._found.append((name, value.reshape(1), [size]))
+            for metric in self._stateful.values():
+                metric.to(losses.device).update(outputs, targets)
+        self._clear()
+
+    def _joined(self) -> list[tuple[Any, Any]]:
+        """The pending batches as one, where their shapes allow it."""
+        for side in zip(*self._batches, strict=True):
+            if not all(isinstance(t, Tensor) and t.shape[1:] == side[0].shape[1:] for t in side):
+                return self._batches
+        return [(torch.cat(o), torch.cat(t)) for o, t in [zip(*self._batches, strict=True)]] if self._batches else []
+
+    def _clear(self) -> None:
+        self._losses: list[Tensor] = []
+        self._sizes: list[int] = []
+        self._batches: list[tuple[Any, Any]] = []
+        self._elements = 0
+
+
+def measure(model: nn.Module, source: Source, loss: Loss, meter: Meter, forward: Forward = call) -> dict[str, float]:
+    """The averages of a whole source in eval mode; the modes of all modules are put back."""
+    meter.reset()
+    with evaluating(model), torch.no_grad():
+        for batch in source.once():
+            outputs = forward(model, batch.inputs)
+            meter.add(outputs, batch.targets, loss(outputs, batch.targets), batch.size)
+    return meter.result()
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss: Loss,
+    metrics: Mapping[str, Any] | None = None,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    forward: Forward = call,
+) -> dict[str, float]:
+    """Loss and metrics of *model* on *data*, averaged over samples, in eval mode.
+
+    *data* is what `fit` takes; without *metrics*, accuracy is measured where targets are classes. The model stays on
+    its device unless *device* is given.
+
+    >>> net = nn.Linear(2, 2)
+    >>> sorted(evaluate(net, (torch.zeros(5, 2), torch.zeros(5, dtype=torch.long)), loss=nn.CrossEntropyLoss()))
+    ['accuracy', 'loss']
+    """
+    place = torch.device(device) if device else next((p.device for p in model.parameters()), torch.device("cpu"))
+    source = as_source(data, name="data", batch_size=batch_size, device=place)
+    if metrics is None:
+        sample = source.sample()
+        with evaluating(model), torch.no_grad():
+            metrics = default_metrics(forward(model.to(place), sample.inputs), sample.targets)
+    check_metrics(metrics)
+    return measure(model.to(place), source, loss, Meter(metrics), forward)
+
+
+def _is_stateful(metric: Any) -> bool:
+    return all(hasattr(metric, name) for name in ("update", "compute", "reset"))

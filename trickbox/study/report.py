@@ -1,0 +1,166 @@
+"""The report of a study: one HTML file that opens offline, prints well, and carries its raw results."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trickbox.errors import ConfigError
+from trickbox.study import figures, stats, words
+from trickbox.study.design import BASELINE
+from trickbox.study.outcome import raw
+from trickbox.study.store import dumps, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from trickbox.study.outcome import Outcome
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+.facts { color: #555; margin-top: 0.2rem; } li { margin: 0.3rem 0; } img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 0.25rem 0.8rem 0.25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+.helps { color: #0072B2; } .hurts { color: #B34700; } .equivalent { color: #007A58; } .inconclusive { color: #555; }
+pre { font-size: 0.8rem; overflow-x: auto; } summary { cursor: pointer; }
+@media print { body { margin: 0; max-width: none; font-size: 11pt; } figure, tr, li { break-inside: avoid; } }
+"""
+
+
+def save(outcome: Outcome, path: Path) -> Path:
+    """Write the report to *path*, whole or not at all. Raises `ConfigError` for a name that does not end in .html."""
+    if path.suffix not in (".html", ".htm"):
+        raise ConfigError(f"report: the file must end in .html, got {str(path)!r}")
+    write_whole(path, render(outcome))
+    return path
+
+
+def render(outcome: Outcome) -> str:
+    """Return the report as HTML."""
+    heading = words.title(outcome)
+    sections = [
+        f"<h1>{escape(outcome.task.name)}: which tricks help?</h1><p class='facts'>{escape(heading)}</p>",
+        _sentences(outcome),
+        *_pictures(outcome),
+        _section("Methods", _bullets(methods(outcome))),
+        _section("Failures", _failures(outcome)),
+        _section("Every seed", _details("values of all runs", _values(outcome))),
+    ]
+    # "</" would end the script wherever it stood in the data.
+    data = dumps(raw(outcome)).replace("</", "<\\/")
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(heading)}</title>"
+        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head><body>"
+        f"{''.join(sections)}<script type='application/json' id='results'>{data}</script></body></html>\n"
+    )
+
+
+def _sentences(outcome: Outcome) -> str:
+    lines = [
+        f"<li><b class='{each.verdict}'>{each.verdict}</b> {escape(each.sentence)}</li>" for each in outcome.comparisons
+    ]
+    notes = [note for each in outcome.comparisons for note in each.notes]
+    return f"<ul>{''.join(lines)}</ul>" + (f"<p>Mind:</p>{_bullets(notes)}" if notes else "")
+
+
+def _pictures(outcome: Outcome) -> list[str]:
+    texts = figures.alternative_texts(outcome)
+    lesson = [_image(figures.losses(outcome), texts["losses"])] if _has_baseline(outcome) else []
+    grid = figures.examples(outcome) if lesson else None
+    if grid is not None:
+        lesson.append(_image(grid, texts["examples"]))
+    return [
+        _section("Effects", _image(figures.forest(outcome), texts["forest"]) + _comparisons(outcome)),
+        _section("Curves", _image(figures.curves(outcome), texts["curves"])),
+        _section("Cost and benefit", _image(figures.cost(outcome), texts["cost"])),
+        _section("The baseline, seen closely", "".join(lesson)) if lesson else "",
+    ]
+
+
+def _has_baseline(outcome: Outcome) -> bool:
+    return any(arm.name == BASELINE for arm in outcome.arms)
+
+
+def _image(figure: Figure, text: str) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f"<figure><img alt='{escape(text)}' src='data:image/png;base64,{data}'></figure>"
+
+
+def _comparisons(outcome: Outcome) -> str:
+    head, *rows = words.cells(outcome)
+    return _table(head, rows) + _bullets(words.legend(outcome))
+
+
+def _values(outcome: Outcome) -> str:
+    values = [outcome.value(arm.name) for arm in outcome.arms]
+    rows = [
+        [str(seed), *(words.number(float(of_arm[row])) for of_arm in values)] for row, seed in enumerate(outcome.seeds)
+    ]
+    return _table(["seed", *(arm.name for arm in outcome.arms)], rows)
+
+
+def methods(outcome: Outcome) -> list[str]:
+    """Say how the numbers were made, in the words of a methods section."""
+    metric, unit = outcome.metric, outcome.metric.unit
+    declared = (
+        "the metric's default, not a choice for this study" if outcome.margin_is_default else "declared before any run"
+    )
+    correlations = ", ".join(f"{each.arm} {words.number(each.correlation)}" for each in outcome.comparisons)
+    versions = ", ".join(f"{name} {version}" for name, version in outcome.versions.items())
+    times = f"{outcome.looks} time{'s' if outcome.looks != 1 else ''}"
+    return [
+        f"Task: {outcome.task!r}. Design: {outcome.design}.",
+        f"Metric: {metric.label} in {unit}, of the weights that training returned.",
+        "Paired: all arms of a seed share data split, initial weights, batch order and random streams; a trick draws "
+        "from streams of its own. Effects are differences within a seed.",
+        f"Correlation of each arm with its control over seeds, which is what pairing gains by: {correlations}.",
+        "Intervals are Student's at 95 %, one for each comparison. p values flip signs (all patterns up to 13 seeds, "
+        "10 000 above) and are adjusted for all arms together by step-down max-T; the placebo is not counted.",
+        f"Margin: {outcome.margin:g} {unit}, {declared}. Equivalent means that the 90 % interval lies within it. "
+        "Inconclusive never means that there is no difference.",
+        "The effect that four of five such studies would see is computed from the spread that was observed.",
+        "Time is the median epoch without validation, on processes of one thread each; processes that run side by "
+        "side slow each other down, so that small ratios mean little: the placebo's shows how little.",
+        f"Results of this store were evaluated {times}: the more often the test set is looked at, the less it proves.",
+        f"Versions: {versions}. Seeds: {', '.join(map(str, outcome.seeds))}.",
+    ]
+
+
+def _failures(outcome: Outcome) -> str:
+    bad = {place: run for place, run in outcome.results.items() if run["status"] != "ok"}
+    if not bad:
+        _, high = stats.wilson(0, len(outcome.seeds))
+        seeds = len(outcome.seeds)
+        return f"<p>No run failed. With {seeds} seeds an arm's true rate may still be {100 * high:.0f} %.</p>"
+    rows = [[arm, str(seed), run["status"], run["message"]] for (arm, seed), run in bad.items()]
+    tails = [
+        _details(f"{arm}, seed {seed}", f"<pre>{escape(run['traceback'])}</pre>")
+        for (arm, seed), run in bad.items()
+        if run.get("traceback")
+    ]
+    return _table(["arm", "seed", "status", "message"], rows) + "".join(tails)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"

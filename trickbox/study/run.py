@@ -1,0 +1,98 @@
+"""One run of a study, as a plain function from JSON to JSON: any executor on any machine can call it."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trickbox.engine import fit
+from trickbox.metrics import evaluate
+from trickbox.streams import derive, forked
+from trickbox.study.spec import Spec, build_task, build_trick
+from trickbox.study.store import dumps, loads
+from trickbox.surgery import evaluating
+
+EXAMPLES = 6
+_TEST_BATCH = 500
+_TAIL = 2000  # characters of a traceback that are kept
+
+
+def run_spec(facts: dict[str, Any]) -> dict[str, Any]:
+    """Train and measure one run, given as `Spec.to_json`; a pure function but for the seconds.
+
+    Never raises for what goes wrong in the run: the result's ``status`` is ``ok``, ``diverged`` or ``error``.
+    """
+    spec = Spec.from_json(facts)
+    started = time.perf_counter()
+    try:
+        with _threads(spec.threads):
+            outcome = loads(dumps(_train(spec)))
+    except Exception as error:
+        tail = traceback.format_exc()[-_TAIL:]
+        outcome = {"status": "error", "message": f"{type(error).__name__}: {error}", "traceback": tail}
+    return {**outcome, "wall_seconds": time.perf_counter() - started}
+
+
+def failed(message: str) -> dict[str, Any]:
+    """The result of a run that could not be made at all."""
+    return {"status": "error", "message": message, "traceback": "", "wall_seconds": 0.0}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    # The number of threads changes rounding, and so every number after it.
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(spec: Spec) -> dict[str, Any]:
+    task = build_task(spec.task)
+    splits = task.data(derive(spec.seed, "split"))
+    with forked(derive(spec.seed, "init")):
+        model = task.model()
+    result = fit(
+        model,
+        splits.train,
+        splits.valid,
+        loss=task.loss,
+        optimizer=task.optimizer,
+        tricks=[build_trick(part) for part in spec.tricks],
+        max_epochs=task.max_epochs,
+        batch_size=task.batch_size,
+        seed=spec.seed,
+        device=spec.device,
+        progress=False,
+    )
+    test = evaluate(result.model, splits.test, loss=task.loss, batch_size=_TEST_BATCH, device=spec.device)
+    metrics = {**result.metrics, **{f"test_{name}": value for name, value in test.items()}}
+    sound = all(math.isfinite(value) for value in metrics.values()) and not result.stop_reason.startswith("diverged")
+    return {
+        "status": "ok" if sound else "diverged",
+        "message": result.stop_reason,
+        "metrics": metrics,
+        "curves": {name: result.history[name] for name in result.history.columns},
+        "seconds": list(result.seconds),
+        "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
+        "epochs": len(result.seconds),
+        "predictions": _predictions(result.model, splits.test[0][:EXAMPLES]),
+        "record": result.record,
+    }
+
+
+def _predictions(model: nn.Module, inputs: Tensor) -> list[int]:
+    device = next((parameter.device for parameter in model.parameters()), inputs.device)
+    with evaluating(model), torch.no_grad():
+        outputs = model(inputs.to(device))
+    predictions: list[int] = outputs.argmax(1).tolist() if outputs.ndim == 2 else []
+    return predictions

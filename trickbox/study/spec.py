@@ -1,0 +1,182 @@
+"""The specification of one run: everything its result depends on, as plain JSON, and the hash that names it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+import torch
+from attrs import field, frozen
+
+from trickbox.errors import ConfigError, near
+from trickbox.study.design import Arm
+from trickbox.study.task import Task
+from trickbox.trick import fields_of, make
+
+SCHEMA = 1
+WEIGHTS = (".pt", ".pth")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    try:
+        own = importlib.metadata.version("trickbox")
+    except importlib.metadata.PackageNotFoundError:
+        own = "unknown"
+    return {"trickbox": own, "torch": torch.__version__}
+
+
+@frozen
+class Part:
+    """A task or a trick as JSON: its class as ``module:Class``, its settings, and a hash of the class's source."""
+
+    place: str
+    settings: dict[str, Any]
+    code: str
+    alias: str | None = None
+
+
+@frozen
+class Spec:
+    """One run of a study: an arm on a seed. Two specs with one `key` have one result, to the last bit."""
+
+    arm: str
+    seed: int
+    task: Part
+    tricks: tuple[Part, ...] = ()
+    device: str = "cpu"
+    threads: int = 1
+    schema: int = SCHEMA
+    versions: dict[str, str] = field(factory=versions)
+
+    @property
+    def key(self) -> str:
+        """The SHA-256 of all that the result depends on: not of the arm's name, nor of where a weight file lies."""
+        facts = attrs.asdict(self)
+        del facts["arm"]
+        return hashlib.sha256(json.dumps(_by_content(facts), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as plain JSON, for a worker process."""
+        facts: dict[str, Any] = json.loads(json.dumps(attrs.asdict(self)))
+        return facts
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Spec:
+        """Make the spec from what `to_json` gave."""
+        parts = {"task": Part(**facts["task"]), "tricks": tuple(Part(**part) for part in facts["tricks"])}
+        return cls(**{**facts, **parts})
+
+
+def plan(task: Task, arms: Sequence[Arm], seeds: Iterable[int], device: str = "cpu") -> list[Spec]:
+    """List the runs of a study, all arms of a seed before the next seed, so that an interrupted study has whole pairs.
+
+    Raises `ConfigError` for an override that the task does not have and for classes or settings that cannot be sent to
+    workers.
+    """
+    tasks = {arm.name: part_of_task(overridden(task, arm)) for arm in arms}
+    tricks = {arm.name: tuple(part_of_trick(entry) for entry in arm.tricks) for arm in arms}
+    return [Spec(arm.name, seed, tasks[arm.name], tricks[arm.name], device) for seed in seeds for arm in arms]
+
+
+def overridden(task: Task, arm: Arm) -> Task:
+    """Return the task with the arm's overrides."""
+    cls: Any = type(task)
+    if not attrs.has(cls):
+        raise ConfigError(f"study: the task must be an attrs class, got {cls.__name__}; decorate it with attrs.frozen")
+    known = [attribute.alias for attribute in attrs.fields(cls)]
+    for name in arm.overrides:
+        if name not in known:
+            hint = f"it has {', '.join(known)}.{near(name, known)}"
+            raise ConfigError(f"study: arm {arm.name!r} overrides {name!r}, which {task.name} does not have; {hint}")
+    changed: Task = attrs.evolve(cast(Any, task), **arm.overrides)
+    return changed
+
+
+def part_of_task(task: Task) -> Part:
+    """Describe a task; raises `ConfigError` where workers could not make it again."""
+    cls: Any = type(task)
+    settings = {attribute.alias: getattr(task, attribute.name) for attribute in attrs.fields(cls) if attribute.init}
+    return _part(cls, settings)
+
+
+def part_of_trick(entry: Any) -> Part:
+    """Describe a trick or an (alias, trick) pair; raises `ConfigError` where workers could not make it again."""
+    alias, trick = entry if isinstance(entry, tuple) else (None, entry)
+    return attrs.evolve(_part(type(trick), {name: getattr(trick, name) for name in fields_of(trick)}), alias=alias)
+
+
+def _part(cls: type, settings: dict[str, Any]) -> Part:
+    try:
+        plain = json.loads(json.dumps(settings, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"study: the settings of {cls.__name__} must be plain JSON values, got {settings}: {error}"
+        ) from error
+    return Part(_place(cls), plain, _code(cls))
+
+
+def _place(cls: type) -> str:
+    """Return ``module:Class`` if a worker process can import it."""
+    if "<locals>" in cls.__qualname__:
+        raise ConfigError(
+            f"study: {cls.__name__} is made inside a function, where workers cannot find it; move it to module level"
+        )
+    if cls.__module__ == "__main__" and not hasattr(importlib.import_module("__main__"), "__file__"):
+        raise ConfigError(
+            f"study: {cls.__name__} is made in an interactive session, where workers cannot find it; put it in a file"
+        )
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _code(cls: type) -> str:
+    # An edited class must not find the results of its former self.
+    try:
+        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return "unknown"
+
+
+def _by_content(value: Any) -> Any:
+    """Replace the path of every weight file by a hash of what is in it."""
+    if isinstance(value, dict):
+        return {name: _by_content(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_by_content(inner) for inner in value]
+    if isinstance(value, str) and value.endswith(WEIGHTS) and Path(value).is_file():
+        facts = Path(value).stat()
+        return "sha256:" + _hash_of_file(value, facts.st_mtime_ns, facts.st_size)
+    return value
+
+
+@functools.lru_cache
+def _hash_of_file(path: str, changed: int, size: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def build_task(part: Part) -> Task:
+    """Make the task that a part describes."""
+    task: Task = _load(part.place)(**part.settings)
+    return task
+
+
+def build_trick(part: Part) -> Any:
+    """Make the trick that a part describes; an (alias, trick) pair where it has an alias."""
+    trick = make(_load(part.place), part.settings)
+    return trick if part.alias is None else (part.alias, trick)
+
+
+def _load(place: str) -> Any:
+    module, _, path = place.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found

@@ -1,0 +1,29 @@
+"""Editing a model that was never written to be edited: plan on a tape, attach at sites, undo.
+
+tape.py     one dry forward, recorded: what is called, in which order, with which shapes
+sites.py    where a trick can act, and what follows there
+attach.py   how modules are attached to a layer that does not know of them
+edits.py    the verbs that tricks use, and undo
+"""
+
+from __future__ import annotations
+
+from trickbox.surgery.attach import Attachments as Attachments
+from trickbox.surgery.attach import Rank as Rank
+from trickbox.surgery.edits import Note as Note
+from trickbox.surgery.edits import Surgery as Surgery
+from trickbox.surgery.edits import forget_trained as forget_trained
+from trickbox.surgery.edits import is_tricked as is_tricked
+from trickbox.surgery.edits import undo as undo
+from trickbox.surgery.sites import CONVOLUTIONS as CONVOLUTIONS
+from trickbox.surgery.sites import DROPOUTS as DROPOUTS
+from trickbox.surgery.sites import NORMS as NORMS
+from trickbox.surgery.sites import POOLS as POOLS
+from trickbox.surgery.sites import WEIGHT_LAYERS as WEIGHT_LAYERS
+from trickbox.surgery.sites import Site as Site
+from trickbox.surgery.sites import activation_after as activation_after
+from trickbox.surgery.sites import norm_after as norm_after
+from trickbox.surgery.tape import Event as Event
+from trickbox.surgery.tape import Tape as Tape
+from trickbox.surgery.tape import evaluating as evaluating
+from trickbox.surgery.tape import record as record

@@ -1,0 +1,167 @@
+"""Attaching modules to a layer without touching it: its class, its keys and its identity stay.
+
+What tricks add to a module is one child named ``trickbox``, so its keys are ``conv1.trickbox.batch_norm.weight``. Two
+stateless hooks find that child on the module that they are called for; deepcopy and pickle therefore just work.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import Any, cast
+
+from attrs import define
+from torch import Tensor, nn
+
+from trickbox.errors import SurgeryError
+
+CHILD = "trickbox"
+
+
+class Rank(IntEnum):
+    """The order of what is stacked at one site: nearest to the layer first, whatever was installed first."""
+
+    NORM = 10
+    DROPOUT = 20
+    STOCHASTIC_DEPTH = 30
+    SHORTCUT = 40
+
+
+@define(eq=False)
+class Stash:
+    """The input of the first layer under a shortcut, kept until the last one has run."""
+
+    value: Tensor | None = None
+
+    def take(self) -> Tensor | None:
+        """Give the tensor away; the graph must not live longer than its forward."""
+        value, self.value = self.value, None
+        return value
+
+    def __reduce__(self) -> tuple[type[Stash], tuple[()]]:
+        # Copies and pickles never carry the tensor that an aborted forward left behind.
+        return Stash, ()
+
+
+@define(eq=False)
+class Slot:
+    """One attached child: at which call of its host it acts, and in which way."""
+
+    name: str
+    call: int
+    rank: Rank
+    before: bool = False
+    stash: Stash | None = None
+    """For a shortcut: where the input comes from, when it is not the host's own."""
+
+
+class Attachments(nn.Module):
+    """Everything that tricks attached to one module."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+        self.call = 0
+        self.slots: list[Slot] = []
+
+    def add(self, slot: Slot, child: nn.Module | None) -> None:
+        """Add one child; of equal rank, the earlier is nearer to the layer."""
+        if child is not None:
+            self.add_module(slot.name, child)
+        self.slots = sorted([*self.slots, slot], key=lambda each: each.rank)
+
+    def free_name(self, name: str) -> str:
+        """*name* as one word, or with a number where it is taken, also by an attribute of every module."""
+        word = re.sub(r"\W", "_", name)
+        return next(n for n in (word, *(f"{word}_{i}" for i in range(2, 1000))) if not hasattr(self, n))
+
+    def before(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What the host is called with instead of *args*."""
+        for slot in self.slots:
+            if slot.before and slot.call == self.call:
+                if slot.stash is not None:
+                    slot.stash.value = args[0]
+                else:
+                    args = (self._modules[slot.name](args[0]), *args[1:])  # type: ignore[misc]
+        return args
+
+    def after(self, args: tuple[Any, ...], output: Any) -> Any:
+        """What the host gives back instead of *output*."""
+        for slot in self.slots:
+            if not slot.before and slot.call == self.call:
+                child = self._modules[slot.name]
+                if slot.rank is not Rank.SHORTCUT:
+                    output = child(output)  # type: ignore[misc]
+                else:
+                    output = _add(output, child(args[0] if slot.stash is None else slot.stash.take()))  # type: ignore[misc]
+        self.call = (self.call + 1) % self.calls
+        return output
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A plain checkpoint knows nothing of what is attached: then everything here keeps its values.
+        if not any(key.startswith(prefix) for key in state_dict):
+            state_dict.update(self.state_dict(prefix=prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _add(output: Tensor, shortcut: Tensor) -> Tensor:
+    if output.shape != shortcut.shape:
+        raise SurgeryError(
+            f"a shortcut of shape {tuple(shortcut.shape)} cannot be added to an output of shape "
+            f"{tuple(output.shape)}; adding would broadcast. Feed inputs of the shape that the tape was recorded with"
+        )
+    return output + shortcut
+
+
+def attachments(module: nn.Module) -> Attachments | None:
+    """What is attached to *module*, or None."""
+    found = module._modules.get(CHILD)
+    return found if isinstance(found, Attachments) else None
+
+
+def attach(host: nn.Module, slot: Slot, child: nn.Module | None, calls: int) -> None:
+    """Attach *child* to *host*. Raises `SurgeryError` when the host has something else of that name."""
+    found = attachments(host)
+    if found is None:
+        if hasattr(host, CHILD):
+            raise SurgeryError(f"{type(host).__name__} has its own attribute {CHILD!r}, which trickbox needs")
+        found = Attachments(calls)
+        host.add_module(CHILD, found)
+        host.register_forward_hook(run_after)
+    if slot.before and run_before not in host._forward_pre_hooks.values():
+        host.register_forward_pre_hook(run_before)
+    found.add(slot, child)
+    found.train(host.training)
+
+
+def detach(host: nn.Module) -> None:
+    """Take everything that trickbox attached off *host*."""
+    if attachments(host) is not None:
+        del host._modules[CHILD]
+    for hooks in (host._forward_hooks, host._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if hook in OWN_HOOKS]:
+            del hooks[key]
+
+
+def run_before(host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook of every host."""
+    return cast(Attachments, host._modules[CHILD]).before(args)
+
+
+def run_after(host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Forward hook of every host."""
+    return cast(Attachments, host._modules[CHILD]).after(args, output)
+
+
+def stay_in_eval(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook of a frozen norm or dropout: in eval mode also after ``model.train()``."""
+    module.training = False
+
+
+def restart_calls(model: nn.Module, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook of a model with modules that are called twice: an aborted forward must not shift the next."""
+    for attached in model.__dict__["_trickbox_counted"]:
+        attached.call = 0
+
+
+OWN_HOOKS = (run_before, run_after, stay_in_eval, restart_calls)

@@ -1,0 +1,286 @@
+"""Editing a model so that every edit can be explained and undone.
+
+`Surgery` is what tricks use (``state.surgery``). It edits through four verbs: *attach* a module at a site, *convert* a
+layer to another type, *write* a parameter, *freeze* a part. A ledger on the model remembers what undo needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+
+from trickbox.errors import NoEffectError, SurgeryError
+from trickbox.nest import call
+from trickbox.surgery.attach import (
+    Attachments,
+    Rank,
+    Slot,
+    Stash,
+    attach,
+    attachments,
+    detach,
+    restart_calls,
+    stay_in_eval,
+)
+from trickbox.surgery.sites import DROPOUTS, NORMS, WEIGHT_LAYERS, Site, sites_of
+from trickbox.surgery.tape import Tape, record
+
+LEDGER = "_trickbox_ledger"
+COUNTED = "_trickbox_counted"
+
+
+# -- what undo needs to know -----------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Converted:
+    """A layer was replaced; `original` is what stood there."""
+
+    path: str
+    original: nn.Module
+
+    def undo(self, model: nn.Module) -> None:
+        replace_module(model, model.get_submodule(self.path), self.original)
+
+
+@define(eq=False)
+class Written:
+    """A parameter was overwritten; taken back only where training has not changed it since."""
+
+    name: str
+    original: Tensor
+    digest: bytes
+
+    def undo(self, model: nn.Module) -> None:
+        if self.is_current(model):
+            with torch.no_grad():
+                _tensor(model, self.name).copy_(self.original)
+
+    def is_current(self, model: nn.Module) -> bool:
+        return _digest(_tensor(model, self.name)) == self.digest
+
+    def precedes(self, later: Edit) -> bool:
+        """Whether undoing *later* gives back what this one wrote."""
+        return isinstance(later, Written) and later.name == self.name and _digest(later.original) == self.digest
+
+
+@define(eq=False)
+class Frozen:
+    """Parameters stopped being trained; `trained` are those that were."""
+
+    trained: list[str]
+
+    def undo(self, model: nn.Module) -> None:
+        for name in self.trained:
+            model.get_parameter(name).requires_grad_(True)
+
+
+Edit = Converted | Written | Frozen
+
+
+@frozen
+class Note:
+    """One line of the explanation: what a trick did, or did not do, at a site and why."""
+
+    trick: str
+    where: str
+    what: str
+    parameters: int = 0
+    skipped: bool = False
+
+
+# -- the verbs -------------------------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Surgery:
+    """The edits of one run on one model. `acting` names the trick whose turn it is."""
+
+    model: nn.Module
+    inputs: Any
+    tape: Tape
+    forward: Callable[[nn.Module, Any], Any] = call
+    acting: str = "surgery"
+    notes: list[Note] = field(factory=list)
+
+    @classmethod
+    def on(cls, model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] = call) -> Surgery:
+        """Record the tape of *model* on *inputs* and be ready to edit."""
+        return cls(model, inputs, record(model, inputs, forward), forward)
+
+    # where
+
+    def sites(self, *kinds: type) -> list[Site]:
+        """The calls of modules of the given kinds, in the order of execution, without what tricks attached."""
+        return [site for site in sites_of(self.model, self.tape, kinds) if not site.attached]
+
+    def head(self) -> Site:
+        """The last convolution or linear layer: what makes the outputs. Raises `NoEffectError` where there is none."""
+        layers = self.require(self.sites(*WEIGHT_LAYERS), "a last convolution or linear layer")
+        return layers[-1]
+
+    def require(self, sites: Sequence[Site], looked_for: str) -> list[Site]:
+        """*sites*, unless there are none: then `NoEffectError` tells what was looked for and what was found."""
+        if sites:
+            return list(sites)
+        found = {f"{event.path or '(model)'} ({event.name})": None for event in self.tape.modules()}
+        reasons = "; ".join(f"{n.where}: {n.what}" for n in self.notes if n.trick == self.acting and n.skipped)
+        raise NoEffectError(
+            f"{self.acting} acted nowhere: it looked for {looked_for}; the model ran {', '.join(found)}"
+            + (f". Skipped: {reasons}" if reasons else "")
+        )
+
+    def skip(self, site: Site, why: str) -> None:
+        """Note that a site was left alone, and why."""
+        self.notes.append(Note(self.acting, site.label, why, skipped=True))
+
+    def note(self, where: str, what: str, parameters: int = 0) -> None:
+        """Note what the acting trick did at a place; `explain` prints it."""
+        self.notes.append(Note(self.acting, where, what, parameters))
+
+    # what
+
+    def insert(self, site: Site, child: nn.Module, rank: Rank) -> None:
+        """Let *child* change the output of *site*; of several children the lowest rank comes first."""
+        self._attach(site, child, rank)
+
+    def insert_before(self, site: Site, child: nn.Module, rank: Rank) -> None:
+        """Let *child* change the first input of *site*."""
+        self._attach(site, child, rank, before=True)
+
+    def shortcut(self, first: Site, last: Site, path: nn.Module) -> None:
+        """Add ``path(input of first)`` to the output of *last*; shapes must be equal, nothing broadcasts."""
+        stash = None
+        if (first.path, first.call) != (last.path, last.call):
+            stash = Stash()
+            attach(first.module, Slot("stash", first.call, Rank.SHORTCUT, True, stash), None, first.calls)
+            self._count_calls(first)
+        self._attach(last, path, Rank.SHORTCUT, stash=stash)
+
+    def convert(self, site: Site, module: nn.Module) -> None:
+        """Replace the layer at *site* everywhere it is used, and record the tape anew."""
+        module.to(_device_of(self.model)).train(site.module.training)
+        replace_module(self.model, site.module, module)
+        ledger(self.model).append(Converted(site.path, site.module))
+        added = _count(module) - _count(site.module)
+        self.note(site.label, f"{type(site.module).__name__} becomes {type(module).__name__}", added)
+        self.tape = record(self.model, self.inputs, self.forward)
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Overwrite a parameter or buffer by name, keeping the original for undo."""
+        tensor = _tensor(self.model, name)
+        if tensor.shape != value.shape:
+            raise SurgeryError(
+                f"{self.acting}: {name} has shape {tuple(tensor.shape)}, cannot write {tuple(value.shape)}"
+            )
+        original = tensor.detach().clone()
+        with torch.no_grad():
+            tensor.copy_(value)
+        ledger(self.model).append(Written(name, original, _digest(tensor)))
+        self.note(name, "written")
+
+    def written(self) -> set[str]:
+        """The parameters and buffers that tricks have overwritten so far."""
+        return {edit.name for edit in ledger(self.model) if isinstance(edit, Written)}
+
+    def freeze(self, path: str) -> None:
+        """Stop training everything under *path*; its norms and dropouts stay in eval mode whatever is called."""
+        part = self.model.get_submodule(path)
+        prefix = f"{path}." if path else ""
+        trained = [prefix + name for name, p in part.named_parameters() if p.requires_grad]
+        for parameter in part.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for module in part.modules():
+            if isinstance(module, (*NORMS, *DROPOUTS)) and stay_in_eval not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(stay_in_eval)
+        ledger(self.model).append(Frozen(trained))
+        self.note(path or "(model)", f"frozen, {len(trained)} parameter tensors")
+
+    def _attach(
+        self, site: Site, child: nn.Module, rank: Rank, *, before: bool = False, stash: Stash | None = None
+    ) -> None:
+        name = self.acting if site.call == 0 else f"{self.acting}_call{site.call}"
+        name = (attachments(site.module) or Attachments(site.calls)).free_name(name)
+        child.to(_device_of(self.model))
+        attach(site.module, Slot(name, site.call, rank, before, stash), child, site.calls)
+        ledger(self.model)
+        self._count_calls(site)
+        shape = site.input_shape if before else site.output_shape
+        where = "before" if before else "after"
+        self.note(f"{where} {site.label}", f"{child} on {shape}", _count(child))
+
+    def _count_calls(self, site: Site) -> None:
+        if site.calls > 1:
+            counted = self.model.__dict__.setdefault(COUNTED, [])
+            if not counted:
+                self.model.register_forward_pre_hook(restart_calls)
+            if (found := attachments(site.module)) not in counted:
+                counted.append(found)
+
+
+def undo(model: nn.Module) -> None:
+    """Take back everything that tricks did to *model*, in place: same class, same keys, same bits.
+
+    A parameter that a trick wrote (initialization, transfer) gets its former value back unless training has changed it
+    since. What a trick added is gone, with all that it learned. Harmless on a model that has no tricks.
+    """
+    for edit in reversed(model.__dict__.pop(LEDGER, [])):
+        edit.undo(model)
+    model.__dict__.pop(COUNTED, None)
+    for module in list(model.modules()):
+        detach(module)
+
+
+def ledger(model: nn.Module) -> list[Edit]:
+    """The edits of *model* that undo takes back, oldest first."""
+    found: list[Edit] = model.__dict__.setdefault(LEDGER, [])
+    return found
+
+
+def is_tricked(model: nn.Module) -> bool:
+    """Whether tricks have edited *model* and have not been undone."""
+    return LEDGER in model.__dict__
+
+
+def forget_trained(model: nn.Module) -> None:
+    """Drop the originals of written parameters that training has changed: undo would not use them."""
+    if is_tricked(model):
+        edits, kept = ledger(model), list[Edit]()
+        for edit in reversed(edits):
+            if not isinstance(edit, Written) or edit.is_current(model) or any(edit.precedes(later) for later in kept):
+                kept.append(edit)
+        edits[:] = reversed(kept)
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put *new* in the place of *old* under every parent. Raises `SurgeryError` for the model itself."""
+    if old is model:
+        raise SurgeryError("the model itself cannot be replaced, only a layer inside it; wrap it in nn.Sequential")
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)  # type: ignore[no-any-return]
+
+
+def _digest(tensor: Tensor) -> bytes:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(raw.tobytes(), digest_size=16).digest()
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,126 @@
+"""Where a trick can act: sites on the tape, and the questions about them that several tricks ask."""
+
+from __future__ import annotations
+
+from attrs import frozen
+from torch import nn
+
+from trickbox.surgery.attach import CHILD, Rank, attachments
+from trickbox.surgery.tape import Event, Shape, Tape
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHT_LAYERS = (*CONVOLUTIONS, nn.Linear)
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
+DROPOUTS = (nn.modules.dropout._DropoutNd,)
+POOLS = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+
+_ACTIVATIONS = {
+    "relu": "relu", "relu_": "relu", "relu6": "relu", "threshold": "relu",
+    "leaky_relu": "leaky_relu", "leaky_relu_": "leaky_relu", "rrelu": "leaky_relu", "prelu": "leaky_relu",
+    "tanh": "tanh", "tanh_": "tanh", "hardtanh": "tanh",
+    "sigmoid": "sigmoid", "sigmoid_": "sigmoid", "hardsigmoid": "sigmoid", "log_sigmoid": "sigmoid",
+    "selu": "selu", "selu_": "selu",
+    "elu": "relu", "elu_": "relu", "celu": "relu", "gelu": "relu", "silu": "relu", "mish": "relu",
+    "softplus": "relu", "hardswish": "relu",
+}  # fmt: skip
+"""Functions and modules by lower-case name, to the activation whose gain `torch.nn.init.calculate_gain` knows."""
+
+_TRANSPARENT = (
+    "pool", "norm", "dropout", "flatten", "reshape", "view", "permute", "transpose", "squeeze", "contiguous",
+    "identity", "getitem", "chunk", "split", "float", "to", "pad", "interpolate", "upsample", "sequential",
+)  # fmt: skip
+"""Parts of the names of ops that leave a gain as it is: what follows them decides."""
+
+
+@frozen
+class Site:
+    """One call of one module: the path, the call's number, and what went in and out."""
+
+    path: str
+    call: int
+    module: nn.Module
+    event: Event
+    calls: int
+    """How often the module is called in one forward."""
+
+    @property
+    def label(self) -> str:
+        """The path, with the call's number where there are several: ``pool[1]``; ``(model)`` for the model itself."""
+        name = self.path or "(model)"
+        return f"{name}[{self.call}]" if self.calls > 1 else name
+
+    @property
+    def attached(self) -> bool:
+        """Whether a trick attached this module, or something around it."""
+        return f".{CHILD}." in f".{self.path}."
+
+    @property
+    def input_shape(self) -> Shape:
+        """The shape of the first input."""
+        return self.event.input_shapes[0] if self.event.input_shapes else ()
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of the first output."""
+        return self.event.output_shapes[0] if self.event.output_shapes else ()
+
+
+def sites_of(model: nn.Module, tape: Tape, kinds: tuple[type, ...]) -> list[Site]:
+    """The calls of modules of the given kinds, in the order of execution."""
+    modules = dict(model.named_modules())
+    return [
+        Site(event.path, event.call, modules[event.path], event, tape.calls(event.path))
+        for event in tape.modules()
+        if isinstance(modules.get(event.path), kinds)
+    ]
+
+
+def activation_after(tape: Tape, event: Event) -> str | None:
+    """The activation that really follows, through pools, norms and reshapes; None where none does.
+
+    The name is one that `torch.nn.init.calculate_gain` knows; GELU, SiLU, ELU and their kin count as ``relu``.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
+    >>> tape = record(net, torch.zeros(4, 2))
+    >>> [activation_after(tape, event) for event in tape.modules() if event.name == "Linear"]
+    ['tanh', None]
+    """
+    for later in tape.following(event):
+        if tape.holds_others(later):
+            continue
+        name = later.name.lower()
+        kind = _ACTIVATIONS.get(name) or _ACTIVATIONS.get(name.replace("_", ""))
+        if kind is not None:
+            return kind
+        if "conv" in name or not any(part in name for part in _TRANSPARENT):
+            return None
+    return None
+
+
+def norm_after(model: nn.Module, tape: Tape, event: Event) -> Site | None:
+    """The norm that works directly on the output of *event*: an attached one, or the next module; None without one.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1))
+    >>> tape = record(net, torch.zeros(4, 2))
+    >>> [getattr(norm_after(net, tape, event), "path", None) for event in tape.modules() if event.name == "Linear"]
+    ['1', None]
+    """
+    modules = dict(model.named_modules())
+    found = attachments(modules[event.path])
+    for slot in found.slots if found else ():
+        if slot.rank is Rank.NORM and slot.call == event.call:
+            path = f"{event.path}.{CHILD}.{slot.name}".lstrip(".")
+            return Site(path, 0, modules[path], event, 1)
+    later = next((e for e in tape.following(event) if e.name != "Identity" and not tape.holds_others(e)), None)
+    if later is None or not later.is_module or not isinstance(modules.get(later.path), NORMS):
+        return None
+    return Site(later.path, later.call, modules[later.path], later, tape.calls(later.path))
