@@ -17,7 +17,7 @@ def every_trick(folder: Path) -> dict[str, Any]:
     if not weights.exists():
         torch.save(tiny_model(seed=7).state_dict(), weights)
     settings: dict[str, dict[str, Any]] = {
-        "transfer": {"weights": str(weights)},
+        "transfer": {"weights": str(weights), "head": "new"},
         "warm_up": {"steps": 4},
         "early_stopping": {"patience": 1},
     }

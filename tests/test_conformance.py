@@ -23,13 +23,13 @@ def test_conformance(trick, check):
 
 def test_no_installed_trick_is_forgotten():
     assert sorted(TRICKS) == available()
-    assert len(CHECKS) == 17
+    assert len(CHECKS) == 16, "a check more or less: say so here, so that none is lost unseen"
 
 
 def test_the_suite_reports_without_pytest():
     report = check_trick(TRICKS["dropout"])
     assert len(report.passed) == len(CHECKS)
-    assert "17 checks passed, 0 failed" in str(report)
+    assert "16 checks passed, 0 failed" in str(report)
 
 
 def test_an_unknown_expected_failure_is_an_error():

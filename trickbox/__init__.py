@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trickbox.errors import NoEffectError as NoEffectError
     from trickbox.errors import SurgeryError as SurgeryError
     from trickbox.errors import TrickboxError as TrickboxError
+    from trickbox.errors import near as near
     from trickbox.history import History as History
     from trickbox.hooks import hookimpl as hookimpl
     from trickbox.loopless import apply as apply
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "catalog": ("available", "get", "refresh"),
     "engine": ("fit",),
-    "errors": ("ConfigError", "DataError", "NoEffectError", "SurgeryError", "TrickboxError"),
+    "errors": ("ConfigError", "DataError", "NoEffectError", "SurgeryError", "TrickboxError", "near"),
     "history": ("History",),
     "hooks": ("hookimpl",),
     "metrics": ("evaluate",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -105,12 +106,16 @@ class Box:
 
     def blame(self, error: BaseException) -> str | None:
         """The trick and hook that an exception came out of: the innermost frame that belongs to one of them."""
-        owners = {id(plugin): name for name, plugin in self.manager.list_name_plugin()}
+        owners = {
+            (id(plugin), inspect.unwrap(getattr(type(plugin), hook)).__code__): (name, hook)
+            for name, plugin in self.manager.list_name_plugin()
+            for hook in hooks_of(plugin)
+        }
         found, trace = None, error.__traceback__
         while trace is not None:
-            name = owners.get(id(trace.tb_frame.f_locals.get("self")))
-            hook = trace.tb_frame.f_code.co_name
-            if name is not None and hook in HOOKS:
+            frame = trace.tb_frame
+            if owner := owners.get((id(frame.f_locals.get("self")), frame.f_code)):
+                name, hook = owner
                 found = f"hook {hook}" if name == CORE else f"trick {name!r}, hook {hook}"
             trace = trace.tb_next
         return found

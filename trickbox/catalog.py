@@ -87,7 +87,7 @@ def resolve(spec: Any) -> Any:
     if isinstance(spec, type) and is_trick(spec):
         raise ConfigError(f"{spec.__name__} is a class; make an object of it: {spec.__name__}()")
     if not is_trick(spec):
-        raise ConfigError(f"a trick is an object, a name or a mapping, got {spec!r}")
+        raise ConfigError(f"a trick is a name, a mapping or an object of a class under @trickbox.trick, got {spec!r}")
     return spec
 
 

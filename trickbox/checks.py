@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trickbox.data import check_finite
 from trickbox.errors import ConfigError, DataError
 from trickbox.metrics import Forward, check_metrics
 from trickbox.nest import shapes
 from trickbox.state import Batch, Loss
 from trickbox.streams import forked
-from trickbox.surgery import Surgery, is_tricked
+from trickbox.surgery import Surgery, evaluating, is_tricked
 
 
 def check_settings(
@@ -42,13 +43,26 @@ def plan_surgery(model: nn.Module, sample: Batch, forward: Forward) -> Surgery:
         return Surgery.on(model, sample.inputs, forward)
     except Exception as error:
         raise DataError(
-            f"the model cannot take inputs of shape {shapes(sample.inputs)}: {type(error).__name__}: {error}"
+            f"train: the model cannot take inputs of shape {shapes(sample.inputs)}: {type(error).__name__}: {error}"
         ) from error
 
 
-def check_loss(loss: Loss, outputs: Any, sample: Batch) -> None:
+def check_valid(model: nn.Module, loss: Loss, sample: Batch, forward: Forward) -> None:
+    """Raise `DataError` where model or loss cannot take the validation data."""
+    check_finite("valid", *sample)
+    try:
+        with forked(), torch.no_grad(), evaluating(model):
+            outputs = forward(model, sample.inputs)
+    except Exception as error:
+        raise DataError(
+            f"valid: the model cannot take inputs of shape {shapes(sample.inputs)}: {type(error).__name__}: {error}"
+        ) from error
+    check_loss("valid", loss, outputs, sample)
+
+
+def check_loss(name: str, loss: Loss, outputs: Any, sample: Batch) -> None:
     """Raise `DataError` where the loss cannot take outputs and targets, or gives no single number."""
-    what = f"the loss cannot take outputs {shapes(outputs)} with targets {shapes(sample.targets)}"
+    what = f"{name}: the loss cannot take outputs {shapes(outputs)} with targets {shapes(sample.targets)}"
     try:
         with forked(), torch.no_grad():
             value = loss(outputs, sample.targets)

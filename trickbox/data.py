@@ -70,8 +70,9 @@ class TensorSource:
 
     def _cut(self, start: int, stop: int) -> Batch:
         stop = min(stop, self._size)
+        # Copies: a model that works on its inputs in place must not change the caller's data.
         inputs, targets = (
-            map_tensors(lambda tensor: tensor[start:stop], nest) for nest in (self._inputs, self._targets)
+            map_tensors(lambda tensor: tensor[start:stop].clone(), nest) for nest in (self._inputs, self._targets)
         )
         return Batch(inputs, targets, stop - start)
 
@@ -89,10 +90,7 @@ class LoaderSource:
 
     def sample(self) -> Batch:
         with forked(), KeptGenerators(self._loader):
-            batch = next(self.once(), None)
-        if batch is None:
-            raise DataError(f"{self._name} gave no batch; give data with at least one")
-        return batch
+            return next(self.once())
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         # A loader without a generator draws its order from the global one, which the run has seeded for this epoch.
@@ -101,18 +99,27 @@ class LoaderSource:
         return self.once()
 
     def once(self) -> Iterator[Batch]:
+        empty = True
         for item in self._loader:
+            empty = False
             yield self._batch(item)
+        if empty:
+            raise DataError(f"{self._name} gave no batch; give data that has batches every time it is gone through")
 
     def _batch(self, item: Any) -> Batch:
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             got = f"{len(item)} parts" if isinstance(item, (tuple, list)) else f"a {type(item).__name__}"
             raise DataError(f"{self._name} must give pairs (inputs, targets), got {got}")
-        inputs, targets = (map_tensors(lambda t: t.to(self._device, non_blocking=True), _as_tensors(n)) for n in item)
-        first = next(tensors([inputs, targets]), None)
+        inputs, targets = self._place(item[0]), self._place(item[1])
+        first = next((tensor for tensor in tensors([inputs, targets]) if tensor.ndim), None)
         if first is None:
             raise DataError(f"{self._name} must give tensors or arrays, got a pair of {shapes(inputs)}")
         return Batch(inputs, targets, first.shape[0])
+
+    def _place(self, nest: Any) -> Any:
+        if isinstance(nest, Tensor):
+            return nest if nest.device == self._device else nest.to(self._device, non_blocking=True)
+        return map_tensors(self._place, _as_tensors(nest))
 
 
 def as_source(data: Any, *, name: str, batch_size: int, device: torch.device) -> Source:
@@ -172,7 +179,9 @@ def _is_pair(data: Any) -> bool:
 def _as_tensors(nest: Any) -> Any:
     """Arrays become tensors; floating arrays take torch's default dtype, as numpy's float64 is rarely meant."""
     if isinstance(nest, np.ndarray):
-        tensor = torch.from_numpy(np.ascontiguousarray(nest))
+        if nest.dtype.kind not in "biufc":
+            raise DataError(f"arrays of {nest.dtype} cannot become tensors; make them numbers, classes 0, 1, ...")
+        tensor = torch.from_numpy(np.require(nest, requirements=["C", "W"]))
         return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
     if isinstance(nest, (tuple, list)) and not hasattr(nest, "_fields"):
         return type(nest)(_as_tensors(value) for value in nest)
@@ -182,6 +191,8 @@ def _as_tensors(nest: Any) -> Any:
 
 
 def _check_sizes(name: str, inputs: Any, targets: Any) -> None:
+    if next(tensors(inputs), None) is None:
+        raise DataError(f"{name}: the inputs must be tensors or arrays, got {shapes(inputs)}")
     sizes = [tensor.shape[0] if tensor.ndim else 0 for tensor in tensors([inputs, targets])]
     if len(set(sizes)) > 1:
         raise DataError(f"{name}: inputs and targets differ in length: {shapes(inputs)} and {shapes(targets)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ def build_optimizer(
     Raises `ConfigError` for an optimizer of another model, or a factory that does not give one.
     """
     if isinstance(given, torch.optim.Optimizer):
+        _check_scales(given, state)
         _repair(given, state, before)
         return given
     if not callable(given):
@@ -40,7 +41,23 @@ def build_optimizer(
     optimizer = given(_groups(given, parameters, state.parameter_options))
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer: the function must give a torch.optim.Optimizer, got {optimizer!r}")
+    _check_scales(optimizer, state)
     return optimizer
+
+
+def keep_groups(given: Any) -> Callable[[], None]:
+    """A function that gives an optimizer that exists the parameters and the state back that it has now."""
+    if not isinstance(given, torch.optim.Optimizer):
+        return lambda: None
+    members, state = [list(group["params"]) for group in given.param_groups], dict(given.state)
+
+    def put_back() -> None:
+        del given.param_groups[len(members) :]
+        for group, parameters in zip(given.param_groups, members, strict=True):
+            group["params"][:] = parameters
+        given.state.update(state)
+
+    return put_back
 
 
 def canonical(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -67,6 +84,12 @@ def restore_scales(optimizer: torch.optim.Optimizer) -> None:
         for name in ("lr", "momentum", "weight_decay"):
             if f"base_{name}" in group:
                 _write(group, name, group.pop(f"base_{name}"))
+
+
+def _check_scales(optimizer: torch.optim.Optimizer, state: State) -> None:
+    for name in state.scales:
+        for group in optimizer.param_groups:
+            _read(group, name)
 
 
 def _read(group: dict[str, Any], name: str) -> float:
@@ -126,13 +149,17 @@ def _repair(optimizer: torch.optim.Optimizer, state: State, before: set[int]) ->
         group["params"][:] = [parameter for parameter in group["params"] if id(parameter) in present]
     for name, parameter in parameters.items():
         if id(parameter) not in before:
-            _group_of_host(name, parameters, held, optimizer)["params"].append(parameter)
+            neighbors = [held.get(id(p)) for p in _neighbors(name, parameters, state.surgery.converted())]
+            group = next((group for group in neighbors if group is not None), optimizer.param_groups[0])
+            group["params"].append(parameter)
 
 
-def _group_of_host(
-    name: str, parameters: dict[str, nn.Parameter], held: dict[int, dict[str, Any]], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """The group of the layer that a new parameter was attached to; the first group for a layer without one."""
+def _neighbors(
+    name: str, parameters: dict[str, nn.Parameter], converted: list[tuple[str, nn.Module]]
+) -> Iterator[nn.Parameter]:
+    """The parameters of the layer that a new parameter was attached to, and of the layers that it replaces."""
     host = f".{name}".split(".trickbox.")[0][1:]
-    neighbors = (held.get(id(p)) for other, p in parameters.items() if other.startswith(f"{host}."))
-    return next((group for group in neighbors if group is not None), optimizer.param_groups[0])
+    yield from (p for other, p in parameters.items() if other.startswith(f"{host}."))
+    for path, original in converted:
+        if name.startswith(f"{path}."):
+            yield from original.parameters()

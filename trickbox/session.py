@@ -7,6 +7,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
@@ -16,14 +17,14 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from trickbox.box import Box
-from trickbox.checks import check_loss, check_settings, plan_surgery
+from trickbox.checks import check_loss, check_settings, check_valid, plan_surgery
 from trickbox.data import KeptGenerators, Source, as_source, check_finite, find_device, length
 from trickbox.errors import ConfigError
 from trickbox.history import History
 from trickbox.hooks import HOOKS
 from trickbox.metrics import MODES, Forward, Meter, check_metrics, default_metrics
 from trickbox.nest import call
-from trickbox.optimization import OptimizerFactory, build_optimizer, restore_scales
+from trickbox.optimization import OptimizerFactory, build_optimizer, keep_groups, restore_scales
 from trickbox.phases import Core
 from trickbox.state import Batch, Loss, State
 from trickbox.streams import GlobalState, Streams
@@ -44,6 +45,12 @@ class Result:
     """What ran, as JSON: tricks with settings and origin, seed, versions."""
     seconds: list[float]
     """Training time of each epoch, without validation."""
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What the record says of the software; read once."""
+    return {"trickbox": version("trickbox"), "torch": torch.__version__, "python": platform.python_version()}
 
 
 class Session:
@@ -99,12 +106,16 @@ class Session:
         return self._state
 
     def __enter__(self) -> Self:
+        if hasattr(self, "_state"):
+            raise ConfigError("a session is one run and cannot be opened again; make a new Session")
         self._globals = GlobalState()
+        put_optimizer_back = keep_groups(self._optimizer)
         try:
             self._open()
         except BaseException as error:
             self._explain(error)
             undo(self._model)
+            put_optimizer_back()
             self._put_back()
             raise
         return self
@@ -113,7 +124,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._end()
+            self._end(error)
         finally:
             self._put_back()
 
@@ -191,8 +202,11 @@ class Session:
         found = default_metrics(surgery.tape.output, sample.targets)
         metrics = dict(found if self._metrics is None else self._metrics)
         check_metrics(metrics)
-        check_loss(self._loss, surgery.tape.output, sample)
-        self._meter = Meter(metrics)
+        check_loss("train", self._loss, surgery.tape.output, sample)
+        if self._valid is not None:
+            check_valid(self._model, self._loss, self._valid.sample(), self._core.forward)
+        classes = isinstance(sample.targets, Tensor) and not sample.targets.is_floating_point()
+        self._meter = Meter(metrics, classes)
         self._core.valid, self._core.meter = self._valid, Meter(metrics)
         modes: dict[str, str | None] = {}
         for side in ("train", "val") if self._valid is not None else ("train",):
@@ -242,19 +256,22 @@ class Session:
         rate = float(state.optimizer.param_groups[0]["lr"])
         state.history.rows.append({"epoch": state.epoch, "step": state.step, **state.metrics, "lr": rate})
 
-    def _end(self) -> None:
-        """Fire `fit_end` for every trick, whatever another one raises; the first error is raised at the end."""
+    def _end(self, first: BaseException | None) -> None:
+        """Fire `fit_end` for every trick, whatever another one raises; the first error of the run is the one raised."""
         errors = []
         for _, function in self._box.each("fit_end"):
             try:
                 self._guarded(function)
-            except Exception as error:
+            except BaseException as error:
                 errors.append(error)
         forget_trained(self._model)
         if self.state.optimizer is not None:
             restore_scales(self.state.optimizer)
-        if errors:
+        if errors and first is None:
             raise errors[0]
+        for later in errors:
+            assert first is not None
+            first.add_note(f"then fit_end failed too: {type(later).__name__}: {later}")
 
     def _guarded(self, function: Callable[[State], Any]) -> Any:
         try:
@@ -283,11 +300,7 @@ class Session:
             "max_epochs": self._max_epochs,
             "device": str(self._device),
             "threads": torch.get_num_threads(),
-            "versions": {
-                "trickbox": version("trickbox"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
 
 

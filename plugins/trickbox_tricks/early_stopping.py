@@ -8,9 +8,20 @@ from typing import Any, ClassVar
 from attrs import field
 from attrs.validators import optional
 
-from trickbox import State, choice, flag, hookimpl, integer, interval, map_tensors, text
-from trickbox.monitor import is_better, resolve_monitor, worst
-from trickbox.trick import trick
+from trickbox import (
+    State,
+    choice,
+    flag,
+    hookimpl,
+    integer,
+    interval,
+    is_better,
+    map_tensors,
+    resolve_monitor,
+    text,
+    trick,
+    worst,
+)
 
 
 def early_stop(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from attrs import field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from trickbox import Batch, ConfigError, NoEffectError, State, hookimpl, interval, map_tensors, tensors
-from trickbox.trick import trick
+from trickbox import Batch, ConfigError, NoEffectError, State, forked, hookimpl, interval, map_tensors, tensors, trick
 
 
 def draw_lambda(alpha: float, generator: torch.Generator) -> Tensor:
@@ -61,14 +58,23 @@ def probabilities(targets: Tensor, classes: int, dtype: torch.dtype = torch.floa
     return zeros.scatter_(1, targets[:, None], 1.0)
 
 
-def takes_probabilities(loss: Any) -> bool:
-    """Whether *loss* is known to take class probabilities as targets: cross-entropy as a module, function or partial.
+def takes_probabilities(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether *loss* takes class probabilities: a cross-entropy, or one that gives the same for them as for *targets*.
 
-    >>> takes_probabilities(nn.CrossEntropyLoss()), takes_probabilities(nn.NLLLoss())
-    (True, False)
+    Shapes: outputs (N, C), targets (N,) of class numbers. Cost: two calls of a loss that is no cross-entropy of torch.
+
+    >>> outputs, targets = torch.zeros(2, 3), torch.tensor([0, 2])
+    >>> [takes_probabilities(loss, outputs, targets) for loss in (nn.CrossEntropyLoss(), nn.NLLLoss())]
+    [True, False]
     """
-    function = loss.func if isinstance(loss, partial) else loss
-    return function is F.cross_entropy or isinstance(function, nn.CrossEntropyLoss)
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return True
+    try:
+        with forked(), torch.no_grad():
+            soft = loss(outputs, probabilities(targets, outputs.shape[1], outputs.dtype))
+            return bool(torch.allclose(soft, loss(outputs, targets)))
+    except Exception:  # a loss may refuse in any way
+        return False
 
 
 @trick
@@ -77,9 +83,10 @@ class Mixup:
 
     All floating tensors of the inputs are mixed, each sample with another one of its batch. Class numbers (N,) become
     probabilities (N, C), where C comes from the model's outputs (N, C); floating targets are mixed as they are. Class
-    weights in the loss then weigh the single terms but no longer their mean. 0 is off. Cost: one pass over a batch.
-    Raises `ConfigError` before training for a loss that is not known to take probabilities or for targets of another
-    kind, and `NoEffectError` where no input is floating. Source: Zhang et al. 2018.
+    weights in the loss then weigh the single terms but no longer their mean. Training metrics see the mixed targets. 0
+    is off. Cost: one pass over a batch. Raises `ConfigError` before training for a loss that does not take
+    probabilities or for targets of another kind, and `NoEffectError` where no input is floating. Source: Zhang et al.
+    2018.
 
     >>> Mixup(alpha=0.4)
     Mixup(alpha=0.4)
@@ -129,7 +136,7 @@ def _check_classes(state: State) -> None:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or not outputs.is_floating_point():
         found = str(tuple(outputs.shape)) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ConfigError(f"mixup: for class targets the model must give outputs of shape (N, C), got {found}")
-    if not takes_probabilities(state.loss):
+    if not takes_probabilities(state.loss, outputs, targets):
         raise ConfigError(
             f"mixup: the loss must take class probabilities, got {state.loss!r}; use nn.CrossEntropyLoss() on logits, "
             f"or give floating targets"

@@ -21,8 +21,8 @@ from trickbox import (
     integer,
     interval,
     norm_after,
+    trick,
 )
-from trickbox.trick import trick
 
 Make = Callable[[nn.Module, tuple[int, ...]], nn.Module | str]
 """From a layer and the shape of its output to the norm that belongs there, or to the reason why none does."""

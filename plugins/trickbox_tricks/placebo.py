@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from trickbox import State, hookimpl
-from trickbox.trick import trick
+from trickbox import State, hookimpl, trick
 
 
 @trick

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from attrs import field
 from torch import Tensor, nn
 
-from trickbox import CONVOLUTIONS, WEIGHT_LAYERS, Site, State, Surgery, choice, hookimpl, integer, norm_after
-from trickbox.trick import trick
+from trickbox import CONVOLUTIONS, WEIGHT_LAYERS, Site, State, Surgery, choice, hookimpl, integer, norm_after, trick
 
 
 def pool_shortcut(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -75,19 +74,16 @@ def shortcut_for(first: Site, last: Site, kind: str) -> nn.Module | str:
     The identity where the shapes are equal; else of the *kind* ``pool`` or ``projection``.
     """
     start, end = first.input_shape, last.output_shape
+    dense = isinstance(last.module, nn.Linear)
     if start == end:
         return nn.Identity()
-    if isinstance(last.module, nn.Linear):
-        if kind == "projection":
-            return nn.Linear(start[-1], end[-1], bias=False)
-        return f"{start[-1]} features in and {end[-1]} out; shortcut='projection' can act here"
-    if len(end) != len(last.module.kernel_size) + 2:  # type: ignore[arg-type]
+    if not dense and len(end) != len(last.module.kernel_size) + 2:  # type: ignore[arg-type]
         return f"an output of shape {end} has no batch axis"
     if kind == "projection":
-        return Projection(start[1], end[1:])
-    if end[1] >= start[1]:
+        return nn.Linear(start[-1], end[-1], bias=False) if dense else Projection(start[1], end[1:])
+    if not dense and end[1] >= start[1]:
         return PoolShortcut(end[1:])
-    return f"{start[1]} channels in and only {end[1]} out; shortcut='projection' can act here"
+    return f"{start} in and {end} out; shortcut='projection' can act here"
 
 
 @trick

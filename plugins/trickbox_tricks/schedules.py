@@ -13,9 +13,7 @@ from typing import ClassVar
 from attrs import field
 from attrs.validators import optional
 
-from trickbox import State, choice, hookimpl, integer, interval, text
-from trickbox.monitor import is_better, resolve_monitor, worst
-from trickbox.trick import trick
+from trickbox import State, choice, hookimpl, integer, interval, is_better, resolve_monitor, text, trick, worst
 
 
 def step_decay(epoch: int, epochs: int, factor: float) -> float:

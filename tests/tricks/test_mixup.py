@@ -79,10 +79,24 @@ def test_all_floating_tensors_are_mixed_with_one_lambda_and_nothing_is_mutated()
     assert torch.equal(nest["a"], before["a"])  # type: ignore[arg-type]
 
 
+class Focal(nn.Module):
+    """A loss of the user's own, for class numbers and probabilities."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        terms = F.cross_entropy(outputs, targets, reduction="none")
+        return ((1 - torch.exp(-terms)) ** 2 * terms).mean()
+
+
 def test_losses_that_take_probabilities() -> None:
-    yes = [nn.CrossEntropyLoss(label_smoothing=0.1), F.cross_entropy, partial(F.cross_entropy, label_smoothing=0.1)]
-    no = [nn.NLLLoss(), nn.BCEWithLogitsLoss(), F.nll_loss, partial(F.nll_loss), F.mse_loss]
-    assert [takes_probabilities(loss) for loss in yes + no] == [True] * len(yes) + [False] * len(no)
+    weighted, smooth = (
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])),
+        partial(F.cross_entropy, label_smoothing=0.1),
+    )
+    outputs, targets = torch.randn(5, 3, generator=seeded()), torch.arange(5) % 3
+    for loss in (nn.CrossEntropyLoss(), weighted, F.cross_entropy, smooth, Focal()):
+        assert takes_probabilities(loss, outputs, targets)
+    for loss in (nn.NLLLoss(), F.nll_loss, nn.MultiMarginLoss()):
+        assert not takes_probabilities(loss, outputs, targets)
 
 
 # -- whole runs ------------------------------------------------------------------------------------------------------
@@ -150,7 +164,10 @@ def test_off_leaves_the_batch_and_every_bit_alone() -> None:
     run = partial(fit, train=data(), loss=nn.CrossEntropyLoss(), optimizer=ADAM, max_epochs=2)
     assert run(plain).history == run(tricked, tricks=[Mixup(0.0)]).history
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in tricked.state_dict().items())
-    assert batches(Mixup(0.0), data())[0][1].dtype == torch.int64
+    train = [data(4)]
+    ((inputs, targets),) = batches(Mixup(0.0), train)
+    assert inputs is train[0][0]
+    assert targets is train[0][1]
 
 
 def test_training_accuracy_and_validation_go_on_working() -> None:

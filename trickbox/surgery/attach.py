@@ -75,17 +75,21 @@ class Attachments(nn.Module):
         word = re.sub(r"\W", "_", name)
         return next(n for n in (word, *(f"{word}_{i}" for i in range(2, 1000))) if not hasattr(self, n))
 
-    def before(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What the host is called with instead of *args*."""
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the host is called with instead of *args* and *kwargs*."""
         for slot in self.slots:
             if slot.before and slot.call == self.call:
                 if slot.stash is not None:
-                    slot.stash.value = args[0]
+                    slot.stash.value = _first(args, kwargs)
+                    continue
+                changed = self._modules[slot.name](_first(args, kwargs))  # type: ignore[misc]
+                if args:
+                    args = (changed, *args[1:])
                 else:
-                    args = (self._modules[slot.name](args[0]), *args[1:])  # type: ignore[misc]
-        return args
+                    kwargs = {**kwargs, next(iter(kwargs)): changed}
+        return args, kwargs
 
-    def after(self, args: tuple[Any, ...], output: Any) -> Any:
+    def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """What the host gives back instead of *output*."""
         for slot in self.slots:
             if not slot.before and slot.call == self.call:
@@ -93,7 +97,8 @@ class Attachments(nn.Module):
                 if slot.rank is not Rank.SHORTCUT:
                     output = child(output)  # type: ignore[misc]
                 else:
-                    output = _add(output, child(args[0] if slot.stash is None else slot.stash.take()))  # type: ignore[misc]
+                    source = _first(args, kwargs) if slot.stash is None else slot.stash.take()
+                    output = _add(output, child(source))  # type: ignore[misc]
         self.call = (self.call + 1) % self.calls
         return output
 
@@ -102,6 +107,11 @@ class Attachments(nn.Module):
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first input of a call, however it was passed."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _add(output: Tensor, shortcut: Tensor) -> Tensor:
@@ -127,9 +137,9 @@ def attach(host: nn.Module, slot: Slot, child: nn.Module | None, calls: int) -> 
             raise SurgeryError(f"{type(host).__name__} has its own attribute {CHILD!r}, which trickbox needs")
         found = Attachments(calls)
         host.add_module(CHILD, found)
-        host.register_forward_hook(run_after)
+        host.register_forward_hook(run_after, with_kwargs=True)
     if slot.before and run_before not in host._forward_pre_hooks.values():
-        host.register_forward_pre_hook(run_before)
+        host.register_forward_pre_hook(run_before, with_kwargs=True)
     found.add(slot, child)
     found.train(host.training)
 
@@ -138,19 +148,23 @@ def detach(host: nn.Module) -> None:
     """Take everything that trickbox attached off *host*."""
     if attachments(host) is not None:
         del host._modules[CHILD]
-    for hooks in (host._forward_hooks, host._forward_pre_hooks):
+    for hooks, with_kwargs in (
+        (host._forward_hooks, host._forward_hooks_with_kwargs),
+        (host._forward_pre_hooks, host._forward_pre_hooks_with_kwargs),
+    ):
         for key in [key for key, hook in hooks.items() if hook in OWN_HOOKS]:
             del hooks[key]
+            with_kwargs.pop(key, None)
 
 
-def run_before(host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def run_before(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of every host."""
-    return cast(Attachments, host._modules[CHILD]).before(args)
+    return cast(Attachments, host._modules[CHILD]).before(args, kwargs)
 
 
-def run_after(host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+def run_after(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of every host."""
-    return cast(Attachments, host._modules[CHILD]).after(args, output)
+    return cast(Attachments, host._modules[CHILD]).after(args, kwargs, output)
 
 
 def stay_in_eval(module: nn.Module, args: tuple[Any, ...]) -> None:

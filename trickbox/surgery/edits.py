@@ -55,6 +55,7 @@ class Written:
     name: str
     original: Tensor
     digest: bytes
+    keep: bool
 
     def undo(self, model: nn.Module) -> None:
         if self.is_current(model):
@@ -71,13 +72,17 @@ class Written:
 
 @define(eq=False)
 class Frozen:
-    """Parameters stopped being trained; `trained` are those that were."""
+    """Parameters stopped being trained; `trained` are those that were, `following` the modules kept in eval mode that
+    had the model's own mode."""
 
     trained: list[str]
+    following: list[str]
 
     def undo(self, model: nn.Module) -> None:
         for name in self.trained:
             model.get_parameter(name).requires_grad_(True)
+        for path in self.following:
+            model.get_submodule(path).training = model.training
 
 
 Edit = Converted | Written | Frozen
@@ -171,8 +176,8 @@ class Surgery:
         self.note(site.label, f"{type(site.module).__name__} becomes {type(module).__name__}", added)
         self.tape = record(self.model, self.inputs, self.forward)
 
-    def write(self, name: str, value: Tensor) -> None:
-        """Overwrite a parameter or buffer by name, keeping the original for undo."""
+    def write(self, name: str, value: Tensor, *, keep: bool = True) -> None:
+        """Overwrite a parameter or buffer by name; with *keep*, `kept` tells later tricks to leave it alone."""
         tensor = _tensor(self.model, name)
         if tensor.shape != value.shape:
             raise SurgeryError(
@@ -181,12 +186,20 @@ class Surgery:
         original = tensor.detach().clone()
         with torch.no_grad():
             tensor.copy_(value)
-        ledger(self.model).append(Written(name, original, _digest(tensor)))
+        ledger(self.model).append(Written(name, original, _digest(tensor), keep))
         self.note(name, "written")
 
     def written(self) -> set[str]:
         """The parameters and buffers that tricks have overwritten so far."""
         return {edit.name for edit in ledger(self.model) if isinstance(edit, Written)}
+
+    def kept(self) -> set[str]:
+        """Those of `written` that later tricks shall leave alone."""
+        return {edit.name for edit in ledger(self.model) if isinstance(edit, Written) and edit.keep}
+
+    def converted(self) -> list[tuple[str, nn.Module]]:
+        """The path of every layer that was replaced, and what stood there."""
+        return [(edit.path, edit.original) for edit in ledger(self.model) if isinstance(edit, Converted)]
 
     def freeze(self, path: str) -> None:
         """Stop training everything under *path*; its norms and dropouts stay in eval mode whatever is called."""
@@ -196,10 +209,16 @@ class Surgery:
         for parameter in part.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
-        for module in part.modules():
-            if isinstance(module, (*NORMS, *DROPOUTS)) and stay_in_eval not in module._forward_pre_hooks.values():
+        following = []
+        for name, module in part.named_modules():
+            if (
+                isinstance(module, (*NORMS, *DROPOUTS, nn.MultiheadAttention))
+                and stay_in_eval not in module._forward_pre_hooks.values()
+            ):
                 module.register_forward_pre_hook(stay_in_eval)
-        ledger(self.model).append(Frozen(trained))
+                if module.training == self.model.training:
+                    following.append((prefix + name).rstrip("."))
+        ledger(self.model).append(Frozen(trained, following))
         self.note(path or "(model)", f"frozen, {len(trained)} parameter tensors")
 
     def _attach(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 from torch import nn
 
-from trickbox.surgery.attach import CHILD, Rank, attachments
+from trickbox.surgery.attach import CHILD, Attachments, Rank, attachments
 from trickbox.surgery.tape import Event, Shape, Tape
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -47,17 +47,14 @@ class Site:
     event: Event
     calls: int
     """How often the module is called in one forward."""
+    attached: bool = False
+    """Whether a trick attached this module, or something around it."""
 
     @property
     def label(self) -> str:
         """The path, with the call's number where there are several: ``pool[1]``; ``(model)`` for the model itself."""
         name = self.path or "(model)"
         return f"{name}[{self.call}]" if self.calls > 1 else name
-
-    @property
-    def attached(self) -> bool:
-        """Whether a trick attached this module, or something around it."""
-        return f".{CHILD}." in f".{self.path}."
 
     @property
     def input_shape(self) -> Shape:
@@ -73,8 +70,9 @@ class Site:
 def sites_of(model: nn.Module, tape: Tape, kinds: tuple[type, ...]) -> list[Site]:
     """The calls of modules of the given kinds, in the order of execution."""
     modules = dict(model.named_modules())
+    ours = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Attachments))
     return [
-        Site(event.path, event.call, modules[event.path], event, tape.calls(event.path))
+        Site(event.path, event.call, modules[event.path], event, tape.calls(event.path), event.path.startswith(ours))
         for event in tape.modules()
         if isinstance(modules.get(event.path), kinds)
     ]
@@ -119,7 +117,7 @@ def norm_after(model: nn.Module, tape: Tape, event: Event) -> Site | None:
     for slot in found.slots if found else ():
         if slot.rank is Rank.NORM and slot.call == event.call:
             path = f"{event.path}.{CHILD}.{slot.name}".lstrip(".")
-            return Site(path, 0, modules[path], event, 1)
+            return Site(path, 0, modules[path], event, 1, attached=True)
     later = next((e for e in tape.following(event) if e.name != "Identity" and not tape.holds_others(e)), None)
     if later is None or not later.is_module or not isinstance(modules.get(later.path), NORMS):
         return None

@@ -71,7 +71,8 @@ class Tape:
         """The events after *event* that consume its output, and then the outputs of those, in order."""
         known = set(event.outputs)
         for later in self.events[self.events.index(event) + 1 :]:
-            inside = later.path == event.path or later.path.startswith(event.path + ".")
+            again = later.path == event.path and later.is_module  # the module is shared and called once more
+            inside = not again and f"{later.path}.".startswith(f"{event.path}.")
             if known & set(later.inputs) and not inside:
                 known |= set(later.outputs)
                 yield later

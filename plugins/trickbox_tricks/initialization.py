@@ -1,0 +1,195 @@
+"""Initialization: starting weights that keep the scale of the signal through all layers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from attrs import field
+from torch import Tensor, nn
+
+from trickbox import (
+    CONVOLUTIONS,
+    NORMS,
+    WEIGHT_LAYERS,
+    Site,
+    State,
+    Surgery,
+    activation_after,
+    choice,
+    flag,
+    forked,
+    hookimpl,
+    norm_after,
+    trick,
+)
+
+TOLERANCE, TRIES = 0.1, 10
+
+
+def fans(layer: nn.Module) -> tuple[float, float]:
+    """How many weights meet in one output value of a linear layer or convolution, and start from one input value.
+
+    Unlike torch, right also for grouped and transposed convolutions, in the middle of the series or image.
+
+    >>> fans(nn.Linear(3, 4)), fans(nn.Conv1d(8, 16, 5, groups=2)), fans(nn.ConvTranspose1d(8, 16, 4, stride=2))
+    ((3.0, 4.0), (20.0, 40.0), (16.0, 64.0))
+    """
+    if not isinstance(layer, CONVOLUTIONS):
+        return float(layer.in_features), float(layer.out_features)  # type: ignore[arg-type]
+    taps = math.prod(layer.kernel_size) / layer.groups
+    thinning = math.prod(layer.stride) if layer.transposed else 1
+    return layer.in_channels * taps / thinning, layer.out_channels * taps
+
+
+def draw(layer: nn.Module, scheme: str, gain: float) -> Tensor:
+    """A weight for *layer*, from the global generator, so that the second moment of its output is gain^2 of its input.
+
+    ``kaiming``: normal of variance gain^2 / fan_in. ``xavier``: normal of variance 2 gain^2 / (fan_in + fan_out), which
+    holds at equal fans. ``orthogonal``: rows (or columns, where there are more rows) of the weight as a matrix,
+    (outputs, all else), that are orthogonal and of length *gain*.
+    Cost: one draw, for orthogonal a QR decomposition. Source: He et al. 2015; Glorot & Bengio 2010; Saxe et al. 2014.
+
+    >>> weight = draw(nn.Linear(3, 2), "orthogonal", gain=2.0)
+    >>> torch.allclose(weight @ weight.T, 4 * torch.eye(2), atol=1e-5)
+    True
+    """
+    like: Tensor = layer.weight  # type: ignore[assignment]
+    # At least single precision: QR has no half, and the copy into the parameter rounds anyway.
+    weight = torch.empty(like.shape, dtype=torch.promote_types(like.dtype, torch.float32))
+    if scheme == "orthogonal":
+        return nn.init.orthogonal_(weight, gain)
+    fan_in, fan_out = fans(layer)
+    fan = fan_in if scheme == "kaiming" else (fan_in + fan_out) / 2
+    return weight.normal_(std=gain / math.sqrt(fan))
+
+
+def scale_to_unit_variance(model: nn.Module, run: Any, paths: Iterable[str]) -> None:
+    """Scale the weights of the layers at *paths*, in this order and in place, until each puts out a variance of 1.
+
+    The standard deviation comes within 0.1 of 1, in at most 10 tries a layer. *run* calls the model once on data.
+    Norms work as in training, dropouts as in evaluation, and the modes of *model* are not kept: use it on a copy.
+    Cost: one forward a try. Source: Mishkin & Matas 2016 (LSUV).
+
+    >>> net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(64, 4)
+    >>> scale_to_unit_variance(net, lambda: net(x), ["0", "2"])
+    >>> bool(abs(net(x).std() - 1) < 0.1)
+    True
+    """
+    for module in model.eval().modules():
+        if isinstance(module, NORMS):
+            module.train()
+            module.track_running_stats = False
+    for path in paths:
+        layer = model.get_submodule(path)
+        for _ in range(TRIES):
+            std = _output_std(layer, run)
+            if abs(std - 1) < TOLERANCE or not 0 < std < math.inf:
+                break
+            with torch.no_grad():
+                layer.weight.div_(std)  # type: ignore[operator]
+
+
+def _output_std(layer: nn.Module, run: Any) -> float:
+    """The standard deviation of all that *layer* itself puts out in one forward, without what is attached to it."""
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: outputs.append(output.detach().flatten()), prepend=True)
+    try:
+        with forked(), torch.no_grad():
+            run()
+    finally:
+        handle.remove()
+    return float(torch.cat(outputs).std())
+
+
+@trick
+class Initialize:
+    """Draw the weights of all convolutions and linear layers anew, at the scale that their activations ask for.
+
+    scheme      ``kaiming``, ``xavier`` or ``orthogonal``, see `draw`; or ``lsuv``: orthogonal, then every layer that no
+                norm follows is scaled on one batch until the standard deviation of its output is 1 within 0.1
+    zero_head   start the last layer at zero instead, so that every class is equally likely at first
+
+    The gain is that of the activation that really follows the layer, and 1 for the head and for xavier, which was made
+    for activations that are the identity around zero; biases become zero. Norms, embeddings, recurrent layers and what
+    other tricks attached keep their values, and so do transferred weights. A tied weight is drawn once; a weight that
+    is computed (parametrized) is skipped. A draw belongs to the seed and the parameter's name alone.
+    Raises `NoEffectError` where nothing is left to draw. Cost: once, one draw; lsuv: some forwards a layer, and a copy
+    of the model. Source: see `draw`; for lsuv Mishkin & Matas 2016; for zero_head Goyal et al. 2017.
+
+    >>> import trickbox
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> trickbox.apply(net, [Initialize(zero_head=True)], torch.zeros(4, 2))(torch.ones(1, 2)).tolist()
+    [[0.0, 0.0]]
+    """
+
+    family: ClassVar = "initialization"
+    after: ClassVar = ("transfer", "normalization", "residual", "dropout")
+    tunes: ClassVar = ("scheme", "zero_head")
+
+    scheme: str = field(default="kaiming", validator=choice("kaiming", "xavier", "orthogonal", "lsuv"))
+    zero_head: bool = field(default=False, validator=flag())
+
+    @hookimpl
+    def init(self, state: State) -> None:
+        """Draw, scale and write."""
+        surgery = state.surgery
+        sites = surgery.require(_fresh_layers(surgery), "weights that no trick has loaded")
+        weights = {site.path: self._draw(state, site) for site in sites}
+        if self.scheme == "lsuv":
+            followed = {site.path for site in sites if norm_after(surgery.model, surgery.tape, site.event)}
+            weights = _scaled(surgery, weights, [path for path in weights if path not in followed])
+        for path, weight in weights.items():
+            surgery.write(_name(path, "weight"), weight)
+            bias = surgery.model.get_submodule(path)._parameters.get("bias")
+            if bias is not None and _name(path, "bias") not in surgery.kept():
+                surgery.write(_name(path, "bias"), torch.zeros_like(bias))
+
+    def _draw(self, state: State, site: Site) -> Tensor:
+        surgery = state.surgery
+        activation = "linear"
+        if site.module is surgery.head().module:
+            if self.zero_head:
+                return torch.zeros_like(site.module.weight)  # type: ignore[arg-type]
+        elif self.scheme != "xavier":  # which knows no gain
+            activation = activation_after(surgery.tape, site.event) or "linear"
+        with state.streams.forked("init", _name(site.path, "weight")):
+            scheme = "orthogonal" if self.scheme == "lsuv" else self.scheme
+            return draw(site.module, scheme, nn.init.calculate_gain(activation))  # type: ignore[arg-type]
+
+
+def _name(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
+
+
+def _scaled(surgery: Surgery, weights: dict[str, Tensor], paths: list[str]) -> dict[str, Tensor]:
+    """*weights*, those at *paths* scaled to unit variance on the first batch; worked out on a copy of the model."""
+    scratch = copy.deepcopy(surgery.model)
+    layers = {path: scratch.get_submodule(path) for path in weights}
+    with torch.no_grad():
+        for path, layer in layers.items():
+            layer.weight.copy_(weights[path])  # type: ignore[operator]
+            if layer.bias is not None:
+                layer.bias.zero_()  # type: ignore[operator]
+    scale_to_unit_variance(scratch, lambda: surgery.forward(scratch, surgery.inputs), paths)
+    return {path: layer.weight.detach() for path, layer in layers.items()}  # type: ignore[operator]
+
+
+def _fresh_layers(surgery: Surgery) -> list[Site]:
+    """The first call of each layer whose weight no trick wants kept, each weight once."""
+    named = dict(surgery.model.named_parameters(remove_duplicate=False))
+    seen = {id(named[name]) for name in surgery.kept() if name in named}
+    fresh = []
+    for site in surgery.sites(*WEIGHT_LAYERS):
+        weight = site.module._parameters.get("weight")
+        if weight is None:
+            surgery.skip(site, "its weight is computed from other parameters")
+        elif id(weight) not in seen:
+            fresh.append(site)
+            seen.add(id(weight))
+        elif site.call == 0:
+            surgery.skip(site, "its weight is loaded, or drawn for a layer that it is tied to")
+    return fresh

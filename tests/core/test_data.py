@@ -1,0 +1,306 @@
+"""Batches from tensors, arrays, DataLoaders and iterables: sizes, orders, devices, and generators left alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import trickbox as tb
+from trickbox.data import EVALUATION_BATCHES, KeptGenerators, as_source, length
+
+CPU = torch.device("cpu")
+
+
+def source(data, batch_size=8):
+    return as_source(data, name="train", batch_size=batch_size, device=CPU)
+
+
+def numbered(samples):
+    """Inputs that tell their own position: sample i is (i, i)."""
+    return torch.arange(samples).float()[:, None].expand(-1, 2).clone(), torch.arange(samples)
+
+
+def loader(samples=20, **options):
+    return DataLoader(TensorDataset(*numbered(samples)), batch_size=8, **options)
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(samples=st.integers(1, 70), batch_size=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+def test_an_epoch_is_the_documented_permutation_cut_into_batches(samples, batch_size, seed, epoch):
+    batches = list(source(numbered(samples), batch_size).epoch(seed, epoch))
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(tb.derive(seed, "order", epoch)))
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), order)
+    assert torch.equal(torch.cat([batch.inputs[:, 0] for batch in batches]), order.float())
+    assert [batch.size for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert [len(batch.targets) for batch in batches] == [batch.size for batch in batches]
+    assert length(source(numbered(samples), batch_size)) == len(batches) == math.ceil(samples / batch_size)
+
+
+def test_the_order_uses_no_global_randomness(untouched):
+    with untouched(None):
+        list(source(numbered(20)).epoch(0, 0))
+
+
+@settings(deadline=None, max_examples=20)
+@given(samples=st.integers(1, 70), batch_size=st.integers(1, 10))
+def test_evaluation_goes_through_everything_once_in_its_own_order_in_larger_batches(samples, batch_size):
+    batches = list(source(numbered(samples), batch_size).once())
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), torch.arange(samples))
+    assert sum(batch.size for batch in batches) == samples
+    assert len(batches) == math.ceil(samples / (batch_size * EVALUATION_BATCHES))
+
+
+def test_a_sample_is_the_first_batch():
+    batch = source(numbered(20)).sample()
+    assert batch.size == 8
+    assert torch.equal(batch.targets, torch.arange(8))
+
+
+def test_a_batch_unpacks_into_inputs_and_targets():
+    inputs, targets = source(numbered(3)).sample()
+    assert inputs.shape == (3, 2)
+    assert targets.shape == (3,)
+
+
+def test_what_a_batch_holds_is_not_the_caller_s_memory():
+    inputs, targets = numbered(20)
+    mine = source((inputs, targets))
+    for batch in [*mine.epoch(0, 0), *mine.once(), mine.sample()]:
+        batch.inputs.zero_()
+        batch.targets.zero_()
+    assert torch.equal(inputs, numbered(20)[0])
+    assert torch.equal(targets, numbered(20)[1])
+
+
+def test_a_model_that_works_in_place_does_not_change_the_data_of_the_run(run, valid):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, inputs):
+            return self.layer(inputs.mul_(0.5))
+
+    kept = valid[0].clone()
+    losses = run(model=InPlace(), valid=valid, optimizer=lambda p: torch.optim.SGD(p, lr=0.0)).history["val_loss"]
+    assert losses[0] == losses[1]
+    assert torch.equal(valid[0], kept)
+
+
+def test_numpy_arrays_become_tensors_and_float64_the_default_dtype():
+    inputs, targets = numbered(20)
+    array = np.asfortranarray(inputs.numpy().astype(np.float64))[::1]
+    batch = source((array, targets.numpy())).sample()
+    assert batch.inputs.dtype == torch.float32
+    assert batch.targets.dtype == torch.int64
+    assert torch.equal(batch.inputs, inputs[:8])
+
+
+def test_reversed_and_read_only_arrays_are_fine():
+    array = np.arange(20, dtype=np.float32)[::-1, None]
+    array.setflags(write=False)
+    batch = source((array, np.arange(20))).sample()
+    assert batch.inputs[:, 0].tolist() == list(range(19, 11, -1))
+    batch.inputs.zero_()
+    assert array[0, 0] == 19
+
+
+def test_double_tensors_are_meant():
+    inputs, targets = numbered(20)
+    assert source((inputs.double(), targets)).sample().inputs.dtype == torch.float64
+
+
+@pytest.mark.parametrize("build", [lambda x: (x, 2 * x), lambda x: [x, 2 * x], lambda x: {"a": x, "b": 2 * x}])
+def test_nests_are_cut_together_and_keep_their_type(build):
+    inputs, targets = numbered(20)
+    nest = build(inputs)
+    for batch in [*source((nest, targets)).epoch(0, 0), *source((nest, targets)).once()]:
+        assert type(batch.inputs) is type(nest)
+        first, second = batch.inputs.values() if isinstance(nest, dict) else batch.inputs
+        assert torch.equal(second, 2 * first)
+        assert torch.equal(first[:, 0], batch.targets.float())
+
+
+# -- loaders and iterables ---------------------------------------------------------------------------------------------
+
+
+def order_of(batches):
+    return torch.cat([batch.targets for batch in batches]).tolist()
+
+
+def test_a_loader_with_its_own_generator_is_seeded_by_the_run_for_each_epoch():
+    generator = torch.Generator().manual_seed(3)
+    mine = source(loader(shuffle=True, generator=generator))
+    first, again, later = order_of(mine.epoch(0, 0)), order_of(mine.epoch(0, 0)), order_of(mine.epoch(0, 1))
+    assert first == again != later
+    assert sorted(first) == sorted(later) == list(range(20))
+    assert order_of(mine.epoch(1, 0)) != first
+
+
+def test_a_sampler_with_its_own_generator_is_seeded_too():
+    dataset = TensorDataset(*numbered(20))
+    sampler = torch.utils.data.RandomSampler(dataset, generator=torch.Generator().manual_seed(3))
+    mine = source(DataLoader(dataset, batch_size=8, sampler=sampler))
+    assert order_of(mine.epoch(0, 0)) == order_of(mine.epoch(0, 0)) != order_of(mine.epoch(0, 1))
+
+
+def test_looking_at_a_loader_moves_no_generator(untouched):
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    with untouched(None):
+        source(loader(shuffle=True, generator=generator)).sample()
+        source(loader(shuffle=True)).sample()
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_kept_generators_are_put_back():
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    with KeptGenerators(loader(shuffle=True, generator=generator), None, [1, 2]):
+        torch.rand(3, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_on_a_shuffled_loader_is_reproducible_and_restores_its_generator(run, untouched, same_bits, own):
+    found = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        generator = torch.Generator().manual_seed(noise) if own else None
+        data = TensorDataset(torch.eye(4).repeat(5, 1), torch.arange(20) % 3)
+        before = generator.get_state() if own else None
+        with untouched(None):
+            result = run(train=DataLoader(data, batch_size=8, shuffle=True, generator=generator))
+        assert before is None or torch.equal(generator.get_state(), before)
+        found.append(result.model)
+    same_bits(*found)
+
+
+def test_another_seed_is_another_order(run):
+    def weights(seed):
+        data = TensorDataset(torch.eye(4).repeat(5, 1), torch.arange(20) % 3)
+        return run(train=DataLoader(data, batch_size=8, shuffle=True), seed=seed).model[0].weight
+
+    assert not torch.equal(weights(0), weights(1))
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield from zip(*numbered(10), strict=True)
+
+
+class Batches:
+    """An iterable without length."""
+
+    def __iter__(self):
+        inputs, targets = numbered(20)
+        yield from zip(inputs.split(8), targets.split(8), strict=True)
+
+
+@pytest.mark.parametrize("data", [Batches(), DataLoader(Endless(), batch_size=8)])
+def test_an_iterable_without_length_has_no_length(data):
+    mine = source(data)
+    assert length(mine) is None
+    assert len(order_of(mine.epoch(0, 0))) == len(order_of(mine.epoch(0, 1)))
+
+
+def test_the_length_of_a_run_on_an_iterable_without_length_is_a_clear_error(run):
+    @tb.trick
+    class Asks:
+        """Ask how long the run is. Cost: none."""
+
+        @tb.hookimpl
+        def fit_start(self, state):
+            state.total_steps  # noqa: B018
+
+    class Mine:
+        def __iter__(self):
+            return iter([(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))])
+
+    assert len(run(train=Mine()).history) == 2
+    with pytest.raises(tb.ConfigError, match="give an iterable with __len__"):
+        run([Asks()], train=Mine())
+
+
+def test_a_list_of_batches_is_an_iterable_with_a_length():
+    inputs, targets = numbered(20)
+    batches = list(zip(inputs.split(8), targets.split(8), strict=True))
+    assert length(source(batches)) == 3
+    assert order_of(source(batches).epoch(0, 0)) == list(range(20))
+    assert [batch.size for batch in source(batches).once()] == [8, 8, 4]
+
+
+def test_two_batches_in_a_list_are_not_a_pair_of_tensors():
+    inputs, targets = numbered(16)
+    batches = list(zip(inputs.split(8), targets.split(8), strict=True))
+    assert [batch.size for batch in source(batches).once()] == [8, 8]
+
+
+def test_batches_of_arrays_are_converted():
+    batch = source([(np.zeros((3, 2)), np.zeros(3, dtype=np.int64))]).sample()
+    assert batch.inputs.dtype == torch.float32
+    assert batch.size == 3
+
+
+def test_the_size_of_a_batch_ignores_numbers_without_dimension():
+    assert source([({"scale": torch.tensor(2.0), "x": torch.zeros(5, 2)}, torch.zeros(5))]).sample().size == 5
+
+
+def test_a_loader_that_is_empty_the_second_time_is_an_error(run):
+    class Once:
+        def __init__(self):
+            self.batches = iter([(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))] * 3)
+
+        def __iter__(self):
+            yield from self.batches
+
+    with pytest.raises(tb.DataError, match=r"train gave no batch; .* every time it is gone through"):
+        run(train=Once())
+
+
+# -- how a model is called ---------------------------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, left, right):
+        return self.layer(left) - self.layer(right)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda x: (x, -x), lambda x: [x, -x], lambda x: {"left": x, "right": -x}, lambda x: {"right": -x, "left": x}],
+)
+def test_tuples_lists_and_mappings_reach_the_model_as_arguments(run, data, same_bits, build):
+    def one(inputs, model, **options):
+        with tb.forked(0):
+            net = model()
+        return run(model=net, train=(inputs, data[1]), **options).model
+
+    class Direct(Two):
+        def forward(self, inputs):
+            return super().forward(inputs, -inputs)
+
+    same_bits(one(build(data[0]), Two), one(data[0], Direct))
+
+
+def test_forward_overrides_the_call(run, data, same_bits):
+    with tb.forked(0):
+        one, other = Two(), Two()
+    other.load_state_dict(one.state_dict())
+    run(model=one, train=data, forward=lambda model, x: model(left=x, right=-x))
+    run(model=other, train=((data[0], -data[0]), data[1]))
+    same_bits(one, other)

@@ -1,0 +1,335 @@
+"""Norms: the hand-written network bit for bit, the right sites, and type-for-type replacement that loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from trickbox_tricks.normalization import BatchNorm, GroupNorm, LayerNorm, take_over
+
+from trickbox import ConfigError, NoEffectError, apply, explain, undo
+from trickbox.tasks.waveforms import PlainNet
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def norms(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if "Norm" in type(module).__name__}
+
+
+class NotebookNormNet(PlainNet):
+    """The lesson's hand-written network: batch norm between convolution and ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm1d(16), nn.BatchNorm1d(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.bn1(self.conv1(x))))
+        x = self.pool(F.relu(self.bn2(self.conv2(x))))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+def small(norm: nn.Module | None = None, *, channels: int = 6) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv1d(1, channels, 3), norm or nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(channels * 7, 2)
+    )
+
+
+# -- equal to the hand-written network ---------------------------------------------------------------------------------
+
+
+def test_batch_norm_is_the_hand_written_network_bit_for_bit() -> None:
+    model, by_hand = PlainNet(), NotebookNormNet()
+    by_hand.load_state_dict(model.state_dict(), strict=False)
+    apply(model, [BatchNorm()], torch.randn(8, 1, 128))
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9) for net in (model, by_hand)]
+    for _ in range(5):
+        x, y = torch.randn(8, 1, 128), torch.randint(0, 3, (8,))
+        for net, optimizer in zip((model, by_hand), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    ours, theirs = model.state_dict(), by_hand.state_dict()
+    pairs = {
+        name: name.replace("conv", "bn").replace(".trickbox.batch_norm", "") for name in ours if "trickbox" in name
+    }
+    assert {pairs.get(name, name) for name in ours} == set(theirs)
+    assert all(torch.equal(value, theirs[pairs.get(name, name)]) for name, value in ours.items())
+    gradients = {name: parameter.grad for name, parameter in by_hand.named_parameters()}
+    assert all(torch.equal(p.grad, gradients[pairs.get(name, name)]) for name, p in model.named_parameters())
+    x = torch.randn(8, 1, 128)
+    assert torch.equal(model.eval()(x), by_hand.eval()(x))
+
+
+def test_sites_are_the_convolutions_and_on_request_the_linear_layers() -> None:
+    x = torch.randn(4, 1, 128)
+    assert list(norms(apply(PlainNet(), [BatchNorm()], x))) == [
+        "conv1.trickbox.batch_norm",
+        "conv2.trickbox.batch_norm",
+    ]
+    assert list(norms(apply(PlainNet(), [LayerNorm(dense=True)], x))) == [
+        "conv1.trickbox.layer_norm",
+        "conv2.trickbox.layer_norm",
+        "fc1.trickbox.layer_norm",
+    ]
+
+
+@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(), GroupNorm()])
+def test_a_model_of_linear_layers_is_normalized_there(trick: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    assert len(norms(apply(model, [trick], torch.randn(5, 4)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "kind"),
+    [
+        (nn.Conv1d(2, 4, 3), (3, 2, 8), nn.BatchNorm1d),
+        (nn.Conv2d(2, 4, 3), (3, 2, 8, 8), nn.BatchNorm2d),
+        (nn.Conv3d(2, 4, 3), (3, 2, 4, 4, 4), nn.BatchNorm3d),
+        (nn.ConvTranspose1d(2, 4, 3), (3, 2, 8), nn.BatchNorm1d),
+    ],
+)
+def test_every_kind_of_convolution(layer: nn.Module, shape: tuple[int, ...], kind: type) -> None:
+    model = nn.Sequential(layer, nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.zeros(shape))
+    assert [type(norm) for norm in norms(apply(model, [BatchNorm()], torch.randn(shape))).values()] == [kind]
+
+
+def test_settings_reach_the_norm() -> None:
+    norm = apply(small(), [BatchNorm(eps=1e-3, momentum=0.02)], torch.randn(4, 1, 9))[0].trickbox.batch_norm
+    assert (norm.eps, norm.momentum) == (1e-3, 0.02)
+    assert apply(small(), [GroupNorm(eps=1e-3)], torch.randn(4, 1, 9))[0].trickbox.group_norm.eps == 1e-3
+    assert apply(small(), [LayerNorm(eps=1e-3)], torch.randn(4, 1, 9))[0].trickbox.layer_norm.eps == 1e-3
+
+
+def test_a_shared_layer_has_one_norm_a_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv1d(2, 2, 3, padding=1), nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(10 + 5 * self.conv(x).relu()).relu().flatten(1))
+
+    model, x = Twice(), torch.randn(16, 2, 5)
+    apply(model, [BatchNorm()], x)
+    model(x)
+    first, second = norms(model).values()
+    assert not torch.allclose(first.running_mean, second.running_mean)
+    assert int(first.num_batches_tracked) == int(second.num_batches_tracked) == 1
+
+
+def test_the_norm_takes_the_layers_dtype() -> None:
+    model = apply(small().double(), [GroupNorm()], torch.randn(4, 1, 9, dtype=torch.float64))
+    assert model(torch.randn(4, 1, 9, dtype=torch.float64)).dtype is torch.float64
+
+
+# -- what they compute -------------------------------------------------------------------------------------------------
+
+
+def test_layer_norm_of_a_convolution_is_over_channels_and_positions() -> None:
+    model, x = small(), torch.randn(4, 1, 9)
+    out = apply(model, [LayerNorm()], x)[0](x)
+    assert torch.allclose(out, F.layer_norm(F.conv1d(x, model[0].weight, model[0].bias), (6, 7)), atol=1e-6)
+
+
+def test_one_channel_a_group_is_instance_norm() -> None:
+    model, x = small(), torch.randn(4, 1, 9)
+    out = apply(model, [GroupNorm(groups=6)], x)[0](x)
+    assert torch.allclose(out, F.instance_norm(F.conv1d(x, model[0].weight, model[0].bias)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("trick", "independent"), [(BatchNorm(), False), (LayerNorm(), True), (GroupNorm(), True)])
+def test_whether_samples_are_independent(trick: Any, independent: bool) -> None:
+    x = torch.randn(4, 1, 9)
+    model = apply(small(), [trick], x)
+    changed = torch.cat([x[:1], 3 * x[1:]])
+    assert torch.allclose(model(x)[0], model(changed)[0], atol=1e-5) == independent
+
+
+@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(), GroupNorm()])
+def test_the_scale_of_a_normalized_weight_does_not_matter(trick: Any) -> None:
+    x = torch.randn(6, 1, 9)
+    model = apply(small(), [trick], x)
+    before = model(x)
+    with torch.no_grad():
+        model[0].weight.mul_(7)
+        model[0].bias.mul_(7)
+    assert torch.allclose(model(x), before, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(6, 2), (48, 16), (64, 32), (5, 1)])
+def test_default_groups(channels: int, groups: int) -> None:
+    model = apply(small(channels=channels), [GroupNorm()], torch.randn(4, 1, 9))
+    assert model[0].trickbox.group_norm.num_groups == groups
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trick", "layer", "shape", "reason"),
+    [
+        (BatchNorm(), nn.Conv1d(1, 4, 9), (1, 1, 9), "one value a channel in a whole batch"),
+        (BatchNorm(), nn.Linear(4, 4), (3, 5, 4), "only LayerNorm acts"),
+        (GroupNorm(), nn.Linear(4, 4), (3, 5, 4), "only LayerNorm acts"),
+        (GroupNorm(3), nn.Conv1d(1, 4, 3), (2, 1, 9), "not a multiple of 3 groups"),
+        (GroupNorm(4), nn.Conv1d(1, 4, 9), (2, 1, 9), "one value a group"),
+        (LayerNorm(), nn.Linear(4, 1), (3, 4), "one feature has no variance"),
+        (BatchNorm(), nn.Conv1d(1, 4, 3), (1, 9), "no batch axis"),
+        (BatchNorm(), nn.Identity(), (3, 4), "before the head"),
+    ],
+)
+def test_places_that_cannot_be_normalized(trick: Any, layer: nn.Module, shape: tuple[int, ...], reason: str) -> None:
+    with torch.no_grad():
+        width = layer(torch.zeros(shape)).shape[-1]
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(width, 2))
+    with pytest.raises(NoEffectError, match=reason):
+        apply(model, [trick], torch.randn(shape))
+    assert not norms(model)
+
+
+def test_layer_norm_acts_on_sequences() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2))
+    assert apply(model, [LayerNorm()], torch.randn(3, 5, 4))[0].trickbox.layer_norm.normalized_shape == (6,)
+
+
+def test_two_norms_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match="cannot be in the same run"):
+        apply(small(), [BatchNorm(), GroupNorm()], torch.randn(4, 1, 9))
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="batch_norm: momentum must be in"):
+        BatchNorm(momentum=0)
+    with pytest.raises(ConfigError, match="group_norm: groups must be a whole number"):
+        GroupNorm(0)
+
+
+# -- norms that are there already --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("norm", "trick"),
+    [(nn.BatchNorm1d(6), BatchNorm()), (nn.GroupNorm(3, 6), GroupNorm()), (nn.GroupNorm(1, 6), LayerNorm())],
+)
+def test_a_norm_of_the_same_kind_is_not_doubled(norm: nn.Module, trick: Any) -> None:
+    model = small(norm)
+    with pytest.raises(NoEffectError, match=rf"1 follows, a {type(norm).__name__} already"):
+        apply(model, [trick], torch.randn(4, 1, 9))
+    assert model[1] is norm
+
+
+@pytest.mark.parametrize("trick", [GroupNorm(2), LayerNorm()])
+def test_batch_norm_is_replaced_and_nothing_is_lost(trick: Any) -> None:
+    old = nn.BatchNorm1d(6, eps=1e-2).double()
+    nn.init.normal_(old.weight)
+    nn.init.normal_(old.bias)
+    old.weight.requires_grad_(False)
+    model = small(old).double().eval()
+    plain = copy.deepcopy(model).state_dict()
+    apply(model, [trick], torch.randn(4, 1, 9, dtype=torch.float64))
+    new = model[1]
+    assert isinstance(new, nn.GroupNorm)
+    assert (new.eps, new.training, new.weight.requires_grad, new.bias.requires_grad) == (1e-2, False, False, True)
+    assert torch.equal(new.weight, plain["1.weight"])
+    assert torch.equal(new.bias, plain["1.bias"])
+    assert "trickbox" not in "".join(model.state_dict())
+    undo(model)
+    assert model[1] is old
+
+
+def test_a_plain_checkpoint_loads_strictly_into_a_converted_model() -> None:
+    plain = small(nn.BatchNorm1d(6))
+    model = apply(copy.deepcopy(plain), [GroupNorm()], torch.randn(4, 1, 9))
+    nn.init.normal_(plain[1].weight)
+    for net in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        net.load_state_dict(plain.state_dict())
+        assert torch.equal(net[1].weight, plain[1].weight)
+    broken = {**plain.state_dict(), "1.typo": torch.zeros(1)}
+    with pytest.raises(RuntimeError, match="typo"):
+        model.load_state_dict(broken)
+
+
+def test_a_checkpoint_without_statistics_loads_into_batch_norm() -> None:
+    plain = small(nn.GroupNorm(2, 6))
+    model = apply(copy.deepcopy(plain), [BatchNorm()], torch.randn(4, 1, 9))
+    model(torch.randn(4, 1, 9))
+    before = model[1].running_mean.clone()
+    model.load_state_dict(plain.state_dict())
+    assert torch.equal(model[1].running_mean, before)
+    saved = copy.deepcopy(model.state_dict())
+    model(torch.randn(4, 1, 9))
+    model.load_state_dict(saved)
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_a_norm_without_gain_stays_without() -> None:
+    model = small(nn.InstanceNorm1d(6))
+    keys = list(model.state_dict())
+    assert list(apply(model, [LayerNorm()], torch.randn(4, 1, 9)).state_dict()) == keys
+
+
+def test_a_gain_of_another_shape_is_left() -> None:
+    model = small(nn.LayerNorm((6, 7)))
+    with pytest.raises(NoEffectError, match=r"a weight of shape \(6, 7\)"):
+        apply(model, [GroupNorm()], torch.randn(4, 1, 9))
+    assert take_over(nn.LayerNorm(6), nn.GroupNorm(2, 6)) is None
+
+
+def test_a_norm_shared_by_two_layers_is_replaced_once() -> None:
+    shared = nn.BatchNorm1d(3)
+    model = nn.Sequential(nn.Conv1d(1, 3, 3), shared, nn.Conv1d(3, 3, 3), shared, nn.Flatten(), nn.Linear(15, 2))
+    apply(model, [GroupNorm()], torch.randn(4, 1, 9))
+    assert model[1] is model[3]
+    assert isinstance(model[1], nn.GroupNorm)
+
+
+def test_a_norm_at_the_start_of_the_next_block_counts() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm1d(3), nn.Conv1d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(self.norm(x).relu())
+
+    model = nn.Sequential(nn.Conv1d(1, 3, 3), Block(), nn.Flatten(), nn.Linear(21, 2))
+    assert "0: skipped: 1.norm follows" in explain(model, torch.randn(4, 1, 9), [BatchNorm()])
+
+
+def test_a_transformer_layer_keeps_its_norms() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = apply(nn.Sequential(layer, nn.Linear(8, 2)), [LayerNorm()], torch.randn(3, 5, 8))
+    assert set(norms(model)) == {
+        "0.norm1",
+        "0.norm2",
+        "0.linear1.trickbox.layer_norm",
+        "0.linear2.trickbox.layer_norm",
+    }
+
+
+# -- undo --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(dense=True), GroupNorm()])
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm1d(6), nn.GroupNorm(2, 6)])
+def test_undo_leaves_no_trace(trick: Any, norm: nn.Module | None) -> None:
+    model, x = small(copy.deepcopy(norm)), torch.randn(4, 1, 9)
+    plain, modules = copy.deepcopy(model), list(model.modules())
+    with contextlib.suppress(NoEffectError):
+        apply(model, [trick], x)
+    undo(model)
+    assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model(x), plain(x))

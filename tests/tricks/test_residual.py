@@ -1,0 +1,299 @@
+"""Shortcuts: equal to hand-written residual networks, strict about shapes, silent about nothing."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from trickbox_tricks.dropout import Dropout
+from trickbox_tricks.normalization import BatchNorm
+from trickbox_tricks.residual import PoolShortcut, Projection, Residual, pool_shortcut
+
+from trickbox import ConfigError, NoEffectError, Surgery, SurgeryError, apply, derive, explain, forked, undo
+from trickbox.tasks.waveforms import PlainNet
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def chain(*widths: int) -> nn.Sequential:
+    layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
+    return nn.Sequential(*[module for layer in layers for module in layer][:-1])
+
+
+# -- the function ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "target"), [((2, 3, 31), (5, 14)), ((2, 3, 8, 6), (3, 4, 3)), ((1, 2, 4, 4, 4), (4, 2, 2, 2))]
+)
+def test_the_pool_shortcut_has_means_and_zero_channels(shape: tuple[int, ...], target: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    out = pool_shortcut(x, target)
+    assert out.shape == (shape[0], *target)
+    pool = {3: nn.AdaptiveAvgPool1d, 4: nn.AdaptiveAvgPool2d, 5: nn.AdaptiveAvgPool3d}[x.ndim]
+    assert torch.equal(out[:, : shape[1]], pool(target[1:])(x))
+    assert not out[:, shape[1] :].any()
+
+
+# -- equal to hand-written networks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_pool_shortcut_is_the_hand_written_network_bit_for_bit(norm: bool) -> None:
+    class ByHand(PlainNet):
+        def forward(self, x: Tensor) -> Tensor:
+            normed = (lambda h: F.batch_norm(h, None, None, training=True)) if norm else (lambda h: h)
+            x = self.pool(F.relu(normed(self.conv1(x))))
+            shortcut = F.pad(F.adaptive_avg_pool1d(x, 14), (0, 0, 0, 16))
+            x = self.pool(F.relu(normed(self.conv2(x)) + shortcut))
+            return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+    model, by_hand, x = PlainNet(), ByHand(), torch.randn(4, 1, 128)
+    by_hand.load_state_dict(model.state_dict())
+    apply(model, [Residual(), BatchNorm()] if norm else [Residual()], x)
+    assert count(model) - count(by_hand) == (96 if norm else 0)
+    ours, theirs = model(x), by_hand(x)
+    assert torch.equal(ours, theirs)
+    ours.sum().backward()
+    theirs.sum().backward()
+    pairs = zip((model.conv1.weight, model.fc1.weight), (by_hand.conv1.weight, by_hand.fc1.weight), strict=True)
+    assert all(torch.equal(one.grad, other.grad) for one, other in pairs)
+
+
+def test_a_projection_over_two_layers_is_the_hand_written_network() -> None:
+    model, x = PlainNet(), torch.randn(4, 1, 128)
+    apply(model, [Residual(layers=2, shortcut="projection")], x)
+    projection = model.conv2.trickbox.residual
+    hidden = model.pool(F.relu(model.conv1(x)))
+    plain = F.conv1d(hidden, model.conv2.weight, model.conv2.bias, stride=2)
+    summed = plain + F.conv1d(F.adaptive_avg_pool1d(x, 14), projection.project.weight)
+    expected = model.fc2(F.relu(model.fc1(model.pool(F.relu(summed)).flatten(1))))
+    assert torch.equal(model(x), expected)
+    assert count(model) - count(PlainNet()) == 32
+
+
+def test_behind_a_norm_of_the_models_own() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(1, 3, 3, padding=1),
+        nn.Conv1d(3, 3, 3, padding=1),
+        nn.BatchNorm1d(3),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(24, 2),
+    ).eval()
+    x = torch.randn(2, 1, 8)
+    apply(model, [Residual()], x)
+    hidden = model[0](x)
+    branch = F.batch_norm(F.conv1d(hidden, model[1].weight, model[1].bias, padding=1), torch.zeros(3), torch.ones(3))
+    assert torch.allclose(model[:3](x), branch + hidden, atol=1e-6)
+
+
+def test_the_jacobian_of_a_linear_layer_gains_the_identity() -> None:
+    model, x = chain(3, 4, 4, 2), torch.randn(1, 4)
+    apply(model, [Residual()], torch.randn(5, 3))
+    jacobian = torch.autograd.functional.jacobian(model[2], x)[0, :, 0]
+    assert torch.allclose(jacobian, model[2].weight + torch.eye(4))
+
+
+def test_a_linear_projection_adds_its_parameters() -> None:
+    model = chain(3, 4, 5, 2)
+    before = count(model)
+    apply(model, [Residual(shortcut="projection")], torch.randn(5, 3))
+    assert count(model) - before == 4 * 5
+    with pytest.raises(NoEffectError, match="shortcut='projection' can act here"):
+        apply(chain(3, 4, 5, 2), [Residual()], torch.randn(5, 3))
+
+
+def test_images() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)
+    )
+    x = torch.randn(2, 1, 9, 9)
+    hidden = model[:2](x)
+    expected = model[2](hidden) + F.pad(F.adaptive_avg_pool2d(hidden, 3), (0, 0, 0, 0, 0, 2))
+    apply(model, [Residual()], x)
+    assert torch.equal(model[:3](x), expected)
+
+
+# -- which layers ------------------------------------------------------------------------------------------------------
+
+
+def sites(model: nn.Module) -> list[str]:
+    return [name.removesuffix(".trickbox.residual") for name, _ in model.named_modules() if name.endswith("residual")]
+
+
+@pytest.mark.parametrize(
+    ("trick", "expected"),
+    [
+        (Residual(), ["2", "4", "6"]),
+        (Residual(layers=2), ["4"]),
+        (Residual(layers=3), ["6"]),
+        (Residual(layers=2, shortcut="projection"), ["2", "6"]),
+        (Residual(layers=4, shortcut="projection"), ["6"]),
+    ],
+)
+def test_stem_and_head_are_not_spanned(trick: Any, expected: list[str]) -> None:
+    assert sites(apply(chain(4, 4, 4, 4, 4, 4), [trick], torch.randn(3, 4))) == expected
+
+
+def test_segments_do_not_cross_from_convolutions_to_linear_layers() -> None:
+    with pytest.raises(NoEffectError, match="no 2 consecutive layers are left"):
+        apply(PlainNet(), [Residual(layers=2)], torch.randn(2, 1, 128))
+
+
+def test_fewer_channels_have_no_pool_shortcut() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Conv1d(4, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(NoEffectError, match="shortcut='projection' can act here"):
+        apply(model, [Residual()], torch.randn(2, 1, 8))
+    assert isinstance(
+        apply(model, [Residual(shortcut="projection")], torch.randn(2, 1, 8))[1].trickbox.residual, Projection
+    )
+
+
+def test_a_shortcut_of_the_models_own_is_not_doubled() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.two, self.head = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x + self.two(self.one(x).relu()).relu())
+
+    x = torch.randn(3, 4)
+    with pytest.raises(NoEffectError, match="joins the input to the output itself"):
+        apply(Own(), [Residual(layers=2)], x)
+    assert sites(apply(Own(), [Residual()], x)) == ["one", "two"]
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 2))
+    with pytest.raises(NoEffectError, match="joins the input to the output itself"):
+        apply(model, [Residual(layers=2)], torch.randn(3, 5, 8))
+
+
+def test_branches_are_no_chain() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.left, self.right, self.head = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(self.left(x).relu() * self.right(x))
+
+    with pytest.raises(NoEffectError, match="right does not come next in a plain chain"):
+        apply(Branches(), [Residual(layers=2)], torch.randn(3, 4))
+
+
+def test_an_input_that_is_changed_in_place_is_left() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.two, self.head = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            hidden = self.one(x).relu()
+            x.mul_(2)
+            return self.head(self.two(hidden))
+
+    with pytest.raises(NoEffectError, match="changed in place"):
+        apply(InPlace(), [Residual(layers=2)], torch.randn(3, 4))
+
+
+def test_a_shared_layer_has_a_shortcut_a_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.shared, self.head = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.shared(self.shared(self.stem(x)).relu()).relu())
+
+    model, x = Twice(), torch.randn(3, 4)
+    weight, bias = model.shared.weight, model.shared.bias
+    hidden = model.stem(x)
+    for _ in range(2):
+        hidden = (F.linear(hidden, weight, bias) + hidden).relu()
+    assert torch.equal(apply(copy.deepcopy(model), [Residual()], x)(x), model.head(hidden))
+    over_both = model.shared(model.shared(model.stem(x)).relu()) + model.stem(x)
+    assert torch.equal(apply(model, [Residual(layers=2)], x)(x), model.head(over_both.relu()))
+
+
+def test_a_root_layer_is_no_chain() -> None:
+    with pytest.raises(NoEffectError, match="chains of 1 layers"):
+        apply(nn.Linear(4, 2), [Residual()], torch.randn(3, 4))
+
+
+# -- shapes, draws, undo -----------------------------------------------------------------------------------------------
+
+
+def test_the_lessons_broadcast_is_refused() -> None:
+    model, x = PlainNet(), torch.randn(2, 1, 128)
+    surgery = Surgery.on(model, x)
+    conv2 = surgery.sites(nn.Conv1d)[1]
+    surgery.shortcut(conv2, conv2, PoolShortcut((32, 1)))
+    with pytest.raises(SurgeryError, match="would broadcast"):
+        model(x)
+
+
+def test_another_length_is_refused() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(1, 2, 3), nn.Conv1d(2, 2, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(2, 2)
+    )
+    apply(model, [Residual()], torch.randn(2, 1, 9))
+    with pytest.raises(SurgeryError, match="would broadcast"):
+        model(torch.randn(2, 1, 12))
+
+
+def test_projections_draw_from_seed_and_name_alone() -> None:
+    def drawn(seed: int, tricks: list[Any]) -> Tensor:
+        return apply(PlainNet(), tricks, torch.randn(2, 1, 128), seed=seed).conv2.trickbox.residual.project.weight
+
+    residual = Residual(shortcut="projection")
+    with forked(derive(3, "init", "conv2.trickbox.residual")):
+        expected = nn.Conv1d(16, 32, 1, bias=False).weight
+    assert torch.equal(drawn(3, [residual]), expected)
+    assert torch.equal(drawn(3, [Dropout(), residual, BatchNorm()]), expected)
+    assert not torch.equal(drawn(4, [residual]), expected)
+
+
+def test_surgery_draws_nothing_from_the_global_generator() -> None:
+    model, x = PlainNet(), torch.randn(2, 1, 128)
+    before = torch.get_rng_state()
+    apply(model, [Residual(shortcut="projection")], x)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("trick", [Residual(), Residual(2, "projection")])
+def test_undo_leaves_no_trace(trick: Any) -> None:
+    model, x = PlainNet(), torch.randn(2, 1, 128)
+    plain, keys = model(x), list(model.state_dict())
+    undo(apply(model, [trick], x))
+    assert torch.equal(model(x), plain)
+    assert list(model.state_dict()) == keys
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_explain_says_what_and_why_not() -> None:
+    text = explain(PlainNet(), torch.randn(2, 1, 128), [Residual()])
+    assert "residual: after conv2: PoolShortcut((32, 14)) on (2, 32, 14)" in text
+    assert "residual: fc1: skipped: (2, 224) in and (2, 64) out" in text
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="residual: layers must be a whole number of at least 1"):
+        Residual(0)
+    with pytest.raises(ConfigError, match="residual: shortcut must be one of"):
+        Residual(shortcut="add")
