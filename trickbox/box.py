@@ -14,6 +14,7 @@ from trickbox.catalog import origin, resolve
 from trickbox.errors import ConfigError
 from trickbox.hooks import HOOKS, PHASES, Hooks
 from trickbox.state import State
+from trickbox.surgery import seal
 from trickbox.trick import fresh, hooks_of, is_off, is_trick, name_of, names, to_config
 
 CORE = "core"
@@ -83,6 +84,7 @@ class Box:
             acted = any(note.trick == member.name and not note.skipped for note in state.surgery.notes)
             if hooks_of(member.trick) == ["init"] and not acted and not is_off(member.trick):
                 state.surgery.require([], "a place to act")
+        seal(state.model)
 
     def each(self, hook: str) -> Iterator[tuple[str, Call]]:
         """The tricks that implement a moment, with their functions, in call order."""
@@ -202,5 +204,5 @@ def _ordered(members: list[Member]) -> Iterator[Member]:
         following = next(member for member in waiting if done.issuperset(before[member.name]))
         waiting.remove(following)
         done.add(following.name)
-        why = f"after {', '.join(before[following.name])}" if before[following.name] else ""
+        why = f"after {', '.join(sorted(before[following.name]))}" if before[following.name] else ""
         yield Member(following.name, following.trick, why)

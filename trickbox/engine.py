@@ -94,7 +94,7 @@ def _wanted(progress: bool | None) -> bool:
 
 
 def _progress_bar(state: State) -> tqdm[Any]:
-    total = None if state.batches_per_epoch is None else state.total_steps
+    total = None if state.batches_per_epoch is None else state.max_epochs * state.batches_per_epoch
     return tqdm(total=total, unit="step", desc="fit")
 
 

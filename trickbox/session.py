@@ -39,7 +39,7 @@ class Result:
     """The model that was passed, trained, with its tricks on; `undo` takes them off."""
     history: History
     metrics: dict[str, float]
-    """The metrics of the weights that `model` has now."""
+    """The metrics of the last finished epoch, or of the epoch whose weights a trick has brought back."""
     stop_reason: str
     record: dict[str, Any]
     """What ran, as JSON: tricks with settings and origin, seed, versions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ class State:
     metric_modes: Mapping[str, str | None]
     """The metrics that this run records, each with its better direction: ``min``, ``max`` or unknown."""
 
+    batches_per_update: int = 1
+    """A trick that accumulates gradients sets it in `init`, so that schedules know how many updates there will be."""
     optimizer: torch.optim.Optimizer | None = None
     outputs: Any = None
     batch_loss: Any = None
@@ -82,7 +85,7 @@ class State:
                 "the length of the run is asked for, but the training data has no len(); "
                 "give an iterable with __len__, a DataLoader or tensors"
             )
-        return self.max_epochs * self.batches_per_epoch
+        return self.max_epochs * math.ceil(self.batches_per_epoch / self.batches_per_update)
 
     @property
     def progress(self) -> float:
@@ -97,6 +100,7 @@ class State:
         """
         if name not in SCALABLE:
             raise ConfigError(f"only {', '.join(SCALABLE)} can be scaled, got {name!r}.{near(name, SCALABLE)}")
+        factor(self)  # what is wrong with it shall show before any training
         self.scales.setdefault(name, []).append(factor)
         self.surgery.note(name, "scaled before every update")
 
@@ -108,8 +112,10 @@ class State:
         return self.streams[f"trick:{self.surgery.acting}"]
 
     def options(self, parameter: str, options: Options) -> None:
-        """Set how the parameter of that name is optimized; to be called in `init`."""
-        self.parameter_options[parameter] = options
+        """Set how the parameter of that name is optimized; to be called in `init`. What several tricks set combines."""
+        found = self.parameter_options.get(parameter, Options())
+        combined = Options(found.lr * options.lr, found.weight_decay and options.weight_decay)
+        self.parameter_options[parameter] = combined
         decay = "" if options.weight_decay else ", no weight decay"
         self.surgery.note(parameter, f"rate times {options.lr:g}{decay}")
 

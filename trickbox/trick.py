@@ -15,7 +15,7 @@ import attrs
 from attrs import field
 
 from trickbox.errors import ConfigError, near
-from trickbox.hooks import HOOKS
+from trickbox.hooks import HOOKS, PHASES
 
 T = TypeVar("T")
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -216,6 +216,8 @@ def _check_hook(cls: type, name: str, function: Callable[..., Any], marker: dict
         raise TypeError(f"{where}: a hook takes (self, state), got {inspect.signature(function)}")
     if marker["tryfirst"] or marker["trylast"]:
         raise TypeError(f"{where}: order is declared with `after`, not with tryfirst or trylast")
+    if marker["wrapper"] and name not in PHASES:
+        raise TypeError(f"{where}: only the phases {', '.join(PHASES)} can be wrapped; {name} is a moment")
     if bool(marker["wrapper"]) != inspect.isgeneratorfunction(function):
         raise TypeError(f"{where}: a wrapper is a generator with one yield, marked hookimpl(wrapper=True)")
 

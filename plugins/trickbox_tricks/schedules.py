@@ -165,8 +165,7 @@ class CosineAnnealing:
     @hookimpl
     def init(self, state: State) -> None:
         """Scale the learning rate."""
-        total = state.total_steps
-        state.scale("lr", lambda now: cosine(1.0, self.floor, now.step / total))
+        state.scale("lr", lambda now: cosine(1.0, self.floor, now.step / now.total_steps))
 
 
 @trick
@@ -195,14 +194,13 @@ class OneCycle:
     @hookimpl
     def init(self, state: State) -> None:
         """Scale learning rate and momentum."""
-        total, pct_start = state.total_steps, self.pct_start
         start, end = 1 / self.div_factor, 1 / (self.div_factor * self.final_div_factor)
-        state.scale("lr", lambda now: one_cycle(now.step, total, pct_start=pct_start, start=start, peak=1.0, end=end))
+        state.scale("lr", lambda now: self._between(now, start, 1.0, end))
         if self.momentum < 1:
-            peak = self.momentum
-            state.scale(
-                "momentum", lambda now: one_cycle(now.step, total, pct_start=pct_start, start=1.0, peak=peak, end=1.0)
-            )
+            state.scale("momentum", lambda now: self._between(now, 1.0, self.momentum, 1.0))
+
+    def _between(self, now: State, start: float, peak: float, end: float) -> float:
+        return one_cycle(now.step, now.total_steps, pct_start=self.pct_start, start=start, peak=peak, end=end)
 
 
 @trick

@@ -115,6 +115,14 @@ def test_reversed_and_read_only_arrays_are_fine():
     assert array[0, 0] == 19
 
 
+def test_a_read_only_array_is_copied_and_a_writable_one_is_not():
+    """torch would give out a tensor that can be written to all the same, with a warning, once in a process."""
+    array, targets = np.zeros((20, 2), np.float32), np.arange(20)
+    assert source((array, targets))._inputs.data_ptr() == array.ctypes.data
+    array.setflags(write=False)
+    assert source((array, targets))._inputs.data_ptr() != array.ctypes.data
+
+
 def test_double_tensors_are_meant():
     inputs, targets = numbered(20)
     assert source((inputs.double(), targets)).sample().inputs.dtype == torch.float64

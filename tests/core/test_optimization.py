@@ -166,6 +166,7 @@ def test_base_values_are_restored_after_the_run_also_after_an_error(run, net):
 def test_what_cannot_be_scaled_is_refused_before_any_training(run, net, untouched):
     with untouched(net), pytest.raises(tb.ConfigError, match=r"only lr, .* got 'momentun'\. Did you mean 'momentum'"):
         run([Scale("momentun")], model=net)
+    net.eval()  # training would begin with net.train()
     with untouched(net), pytest.raises(tb.ConfigError, match="scales momentum, which this optimizer does not have"):
         run([Scale("momentum")], model=net, optimizer=torch.optim.Adagrad)
     optimizer = torch.optim.Adagrad(net.parameters())

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import trickbox as tb
-from trickbox.surgery import Attachments, is_tricked
-from trickbox.surgery.edits import forget_trained
+from trickbox.surgery import Attachments, forget_trained, is_tricked, seal
 from trickbox.testing import tiny_data, tiny_model
 
 
@@ -270,6 +269,33 @@ def test_two_calls_of_one_module_get_their_own_children():
         assert torch.equal(model(INPUTS), expected)
 
 
+@pytest.mark.parametrize("call", [0, 1])
+def test_an_insert_before_and_a_shortcut_act_at_their_own_call_only(call):
+    model = Chain()
+    w = nn.Linear(3, 3)
+    w.load_state_dict(model.shared.state_dict())
+    surgery = surgery_of(model)
+    surgery.insert_before(site_of(surgery, "shared", call), Times(2), tb.Rank.NORM)
+    surgery.shortcut(site_of(surgery, "first"), site_of(surgery, "shared", call), nn.Identity())
+    factors = [2 if call == 0 else 1, 2 if call == 1 else 1]
+    hidden = w(model.first(INPUTS) * factors[0]) + (INPUTS if call == 0 else 0)
+    expected = w(F.relu(hidden) * factors[1]) + (INPUTS if call == 1 else 0)
+    for _ in range(2):
+        assert torch.equal(model(INPUTS), expected)
+
+
+def test_a_shortcut_may_lead_from_one_call_of_a_module_to_the_next():
+    model = Chain()
+    plain = model(INPUTS)
+    surgery = surgery_of(model)
+    surgery.shortcut(site_of(surgery, "shared", 0), site_of(surgery, "shared", 1), nn.Identity())
+    assert not torch.equal(model(INPUTS), plain)
+    w = nn.Linear(3, 3)
+    w.load_state_dict({key: model.shared.state_dict()[key] for key in ("weight", "bias")})
+    inputs = model.first(INPUTS)
+    assert torch.equal(model(INPUTS), w(F.relu(w(inputs))) + inputs)
+
+
 def test_an_aborted_forward_does_not_shift_the_call_counter():
     model = Chain()
     surgery = surgery_of(model)
@@ -376,34 +402,47 @@ def test_a_model_that_is_one_layer_takes_attachments():
     assert list(model.state_dict()) == ["weight", "bias", "trickbox.toy.number"]
 
 
-def test_a_written_parameter_comes_back_unless_training_has_changed_it():
-    model = nn.Sequential(nn.Linear(3, 2))
+@pytest.mark.parametrize("trained", [None, "0.weight", "1.weight"])
+@pytest.mark.parametrize("freed", [True, False])
+def test_what_was_written_comes_back_unless_the_model_has_been_trained(trained, freed):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     surgery = surgery_of(model)
     surgery.write("0.weight", torch.zeros(2, 3))
     surgery.write("0.bias", torch.zeros(2))
     assert surgery.written() == {"0.weight", "0.bias"}
-    with torch.no_grad():
-        model[0].weight[0, 0] = 1e-30
-    trained = model[0].weight.detach().clone()
-    forget_trained(model)
-    assert surgery.written() == {"0.bias"}
+    seal(model)
+    if trained:
+        with torch.no_grad():
+            model.get_parameter(trained).view(-1)[0] = 1e-30
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    if freed:
+        forget_trained(model)
     tb.undo(model)
-    assert torch.equal(model[0].weight, trained)
-    assert torch.equal(model[0].bias, before["0.bias"])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (after if trained else before)[name]), name
 
 
-@pytest.mark.parametrize("forget", [True, False])
-def test_a_parameter_written_twice_gets_its_first_value_back(forget):
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_parameter_written_twice_gets_its_first_value_back(sealed):
     model = nn.Sequential(nn.Linear(3, 2))
     before = model[0].bias.detach().clone()
     surgery = surgery_of(model)
     surgery.write("0.bias", torch.zeros(2))
     surgery.write("0.bias", torch.ones(2))
-    if forget:
+    if sealed:
+        seal(model)
         forget_trained(model)
     tb.undo(model)
     assert torch.equal(model[0].bias, before)
+
+
+def test_what_was_written_to_be_kept_is_told_apart():
+    surgery = surgery_of(nn.Sequential(nn.Linear(3, 2)))
+    surgery.write("0.bias", torch.zeros(2), keep=False)
+    assert (surgery.written(), surgery.kept()) == ({"0.bias"}, set())
+    surgery.write("0.weight", torch.zeros(2, 3))
+    assert surgery.kept() == {"0.weight"}
 
 
 def test_buffers_and_numbers_can_be_written():
@@ -447,6 +486,22 @@ def test_what_is_frozen_is_not_trained_and_its_norms_and_dropouts_stay_in_eval_m
     assert all(parameter.requires_grad for parameter in net.parameters())
     net.train()
     assert not torch.equal(net(torch.ones(2, 4)), net(torch.ones(2, 4)))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_undo_gives_frozen_modules_the_mode_of_the_model_back_but_keeps_those_with_their_own(mode):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)).train(mode)
+    model[2].train(not mode)
+    surgery_of(model).freeze("")
+    model(INPUTS)
+    assert not model[1].training
+    tb.undo(model)
+    assert model[1].training == mode
+    model.train()
+    surgery_of(model).freeze("")
+    model.eval()
+    tb.undo(model)
+    assert not any(module.training for module in model.modules())
 
 
 # -- copies and checkpoints --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trickbox as tb
+from trickbox.hooks import MOMENTS
 from trickbox.trick import fields_of, fresh, hooks_of, is_off, is_trick, make, name_of, to_config
 
 
@@ -112,6 +113,14 @@ def test_order_by_tryfirst_and_trylast_is_refused(option):
 
 def test_a_wrapper_that_is_no_generator_is_refused():
     refused({"update": tb.hookimpl(wrapper=True)(lambda self, state: True)}, "generator")
+
+
+@pytest.mark.parametrize("hook", MOMENTS)
+def test_only_phases_can_be_wrapped(hook):
+    def wrapper(self, state):
+        return (yield)
+
+    refused({hook: tb.hookimpl(wrapper=True)(wrapper)}, f"Bad.{hook}", "only the phases", "is a moment")
 
 
 def test_a_generator_that_is_no_wrapper_is_refused():

@@ -14,6 +14,7 @@ from trickbox.surgery.edits import Note as Note
 from trickbox.surgery.edits import Surgery as Surgery
 from trickbox.surgery.edits import forget_trained as forget_trained
 from trickbox.surgery.edits import is_tricked as is_tricked
+from trickbox.surgery.edits import seal as seal
 from trickbox.surgery.edits import undo as undo
 from trickbox.surgery.sites import CONVOLUTIONS as CONVOLUTIONS
 from trickbox.surgery.sites import DROPOUTS as DROPOUTS

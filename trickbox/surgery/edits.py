@@ -50,24 +50,15 @@ class Converted:
 
 @define(eq=False)
 class Written:
-    """A parameter was overwritten; taken back only where training has not changed it since."""
+    """A parameter or buffer was overwritten; later tricks leave it alone where `keep` says so."""
 
     name: str
     original: Tensor
-    digest: bytes
     keep: bool
 
     def undo(self, model: nn.Module) -> None:
-        if self.is_current(model):
-            with torch.no_grad():
-                _tensor(model, self.name).copy_(self.original)
-
-    def is_current(self, model: nn.Module) -> bool:
-        return _digest(_tensor(model, self.name)) == self.digest
-
-    def precedes(self, later: Edit) -> bool:
-        """Whether undoing *later* gives back what this one wrote."""
-        return isinstance(later, Written) and later.name == self.name and _digest(later.original) == self.digest
+        with torch.no_grad():
+            _tensor(model, self.name).copy_(self.original)
 
 
 @define(eq=False)
@@ -86,6 +77,25 @@ class Frozen:
 
 
 Edit = Converted | Written | Frozen
+
+
+@define(eq=False)
+class Ledger:
+    """All edits of a model, oldest first, and the digest of its parameters when the last trick was done."""
+
+    edits: list[Edit] = field(factory=list)
+    sealed: bytes | None = None
+
+    def seal(self, model: nn.Module) -> None:
+        """Remember the parameters as they are now. Cost: one pass over them, where any was written."""
+        if any(isinstance(edit, Written) for edit in self.edits):
+            self.sealed = _digest(model)
+
+    def forget_trained(self, model: nn.Module) -> None:
+        """Forget what was overwritten if the model has been trained since: its weights belong together now."""
+        if self.sealed is not None and self.sealed != _digest(model):
+            self.edits = [edit for edit in self.edits if not isinstance(edit, Written)]
+            self.sealed = None
 
 
 @frozen
@@ -171,7 +181,7 @@ class Surgery:
         """Replace the layer at *site* everywhere it is used, and record the tape anew."""
         module.to(_device_of(self.model)).train(site.module.training)
         replace_module(self.model, site.module, module)
-        ledger(self.model).append(Converted(site.path, site.module))
+        ledger(self.model).edits.append(Converted(site.path, site.module))
         added = _count(module) - _count(site.module)
         self.note(site.label, f"{type(site.module).__name__} becomes {type(module).__name__}", added)
         self.tape = record(self.model, self.inputs, self.forward)
@@ -186,20 +196,20 @@ class Surgery:
         original = tensor.detach().clone()
         with torch.no_grad():
             tensor.copy_(value)
-        ledger(self.model).append(Written(name, original, _digest(tensor), keep))
+        ledger(self.model).edits.append(Written(name, original, keep))
         self.note(name, "written")
 
     def written(self) -> set[str]:
         """The parameters and buffers that tricks have overwritten so far."""
-        return {edit.name for edit in ledger(self.model) if isinstance(edit, Written)}
+        return {edit.name for edit in ledger(self.model).edits if isinstance(edit, Written)}
 
     def kept(self) -> set[str]:
         """Those of `written` that later tricks shall leave alone."""
-        return {edit.name for edit in ledger(self.model) if isinstance(edit, Written) and edit.keep}
+        return {edit.name for edit in ledger(self.model).edits if isinstance(edit, Written) and edit.keep}
 
     def converted(self) -> list[tuple[str, nn.Module]]:
         """The path of every layer that was replaced, and what stood there."""
-        return [(edit.path, edit.original) for edit in ledger(self.model) if isinstance(edit, Converted)]
+        return [(edit.path, edit.original) for edit in ledger(self.model).edits if isinstance(edit, Converted)]
 
     def freeze(self, path: str) -> None:
         """Stop training everything under *path*; its norms and dropouts stay in eval mode whatever is called."""
@@ -218,7 +228,7 @@ class Surgery:
                 module.register_forward_pre_hook(stay_in_eval)
                 if module.training == self.model.training:
                     following.append((prefix + name).rstrip("."))
-        ledger(self.model).append(Frozen(trained, following))
+        ledger(self.model).edits.append(Frozen(trained, following))
         self.note(path or "(model)", f"frozen, {len(trained)} parameter tensors")
 
     def _attach(
@@ -232,7 +242,7 @@ class Surgery:
         self._count_calls(site)
         shape = site.input_shape if before else site.output_shape
         where = "before" if before else "after"
-        self.note(f"{where} {site.label}", f"{child} on {shape}", _count(child))
+        self.note(f"{where} {site.label}", f"{type(child).__name__}({child.extra_repr()}) on {shape}", _count(child))
 
     def _count_calls(self, site: Site) -> None:
         if site.calls > 1:
@@ -246,19 +256,22 @@ class Surgery:
 def undo(model: nn.Module) -> None:
     """Take back everything that tricks did to *model*, in place: same class, same keys, same bits.
 
-    A parameter that a trick wrote (initialization, transfer) gets its former value back unless training has changed it
-    since. What a trick added is gone, with all that it learned. Harmless on a model that has no tricks.
+    What tricks wrote into the model's own parameters (initialization, transfer) is taken back too, unless the model has
+    been trained since: then its weights belong together and all stay. What a trick added is gone, with all that it
+    learned. Harmless on a model that has no tricks.
     """
-    for edit in reversed(model.__dict__.pop(LEDGER, [])):
-        edit.undo(model)
+    if is_tricked(model):
+        forget_trained(model)
+        for edit in reversed(model.__dict__.pop(LEDGER).edits):
+            edit.undo(model)
     model.__dict__.pop(COUNTED, None)
     for module in list(model.modules()):
         detach(module)
 
 
-def ledger(model: nn.Module) -> list[Edit]:
-    """The edits of *model* that undo takes back, oldest first."""
-    found: list[Edit] = model.__dict__.setdefault(LEDGER, [])
+def ledger(model: nn.Module) -> Ledger:
+    """The edits of *model* that undo takes back."""
+    found: Ledger = model.__dict__.setdefault(LEDGER, Ledger())
     return found
 
 
@@ -267,14 +280,16 @@ def is_tricked(model: nn.Module) -> bool:
     return LEDGER in model.__dict__
 
 
-def forget_trained(model: nn.Module) -> None:
-    """Drop the originals of written parameters that training has changed: undo would not use them."""
+def seal(model: nn.Module) -> None:
+    """Mark the end of surgery: what changes in the parameters from here on is training."""
     if is_tricked(model):
-        edits, kept = ledger(model), list[Edit]()
-        for edit in reversed(edits):
-            if not isinstance(edit, Written) or edit.is_current(model) or any(edit.precedes(later) for later in kept):
-                kept.append(edit)
-        edits[:] = reversed(kept)
+        ledger(model).seal(model)
+
+
+def forget_trained(model: nn.Module) -> None:
+    """Free the originals of overwritten parameters when the model has been trained: undo would not use them."""
+    if is_tricked(model):
+        ledger(model).forget_trained(model)
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -292,9 +307,11 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return getattr(model.get_submodule(path), leaf)  # type: ignore[no-any-return]
 
 
-def _digest(tensor: Tensor) -> bytes:
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(raw.tobytes(), digest_size=16).digest()
+def _digest(model: nn.Module) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _count(module: nn.Module) -> int:
