@@ -124,15 +124,18 @@ def test_notes_say_what_to_mind(make_outcome: Make, outcome: Outcome) -> None:
     assert "trust no other row" in of(unpaired, "placebo").notes[0]
 
 
-def test_a_lucky_arm_among_many_is_not_beyond_chance(make_outcome: Make) -> None:
+def test_a_verdict_that_chance_can_explain_among_many_says_so_wherever_it_stands(make_outcome: Make) -> None:
     noise = np.random.default_rng(1).normal(0, 0.05, (12, 8))
     values = {"baseline": np.full(8, 0.5), "lucky": 0.54 + noise[0], **{f"n{i}": 0.5 + noise[i] for i in range(1, 12)}}
 
-    found = of(make_outcome(values), "lucky")
+    outcome = make_outcome(values)
+    found = of(outcome, "lucky")
 
     assert found.verdict == "helps"
     assert found.p > 0.05
-    assert "not beyond chance once 12 contrasts are looked at together" in found.notes[0]
+    assert "taken alone; among 12 comparisons chance can do it" in found.sentence
+    assert "helps *" in outcome.table()
+    assert "\n*: taken alone" in outcome.table()
 
 
 def test_times_are_paired_medians(make_outcome: Make) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colors, which color-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GRAY, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666", "#E4E4E4"
 COLORS = {"helps": BLUE, "hurts": RED, "equivalent": GREEN, "inconclusive": GRAY}
-_MARKERS = "osD^vP*X<>ph8d"
+RIGHT, WRONG = "#007A3D", "#C1121F"
 
 
 def forest(outcome: Outcome) -> Figure:
@@ -37,7 +37,7 @@ def forest(outcome: Outcome) -> Figure:
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
     side = "right" if outcome.metric.higher_is_better else "left"
     axes.set_xlabel(f"difference in {outcome.metric.label} ({outcome.metric.unit}); {side} is better")
-    legend = f"gray band: the margin of {outcome.margin:g} {outcome.metric.unit}; dots: single seeds"
+    legend = f"gray band: the margin of {words.units(outcome.margin, outcome.metric)}; dots: single seeds"
     axes.set_title(legend, fontsize=9, loc="left")
     _clean(axes, left=False)
     axes.tick_params(axis="y", length=0)
@@ -52,7 +52,7 @@ def _forest_row(axes: Axes, row: int, comparison: Comparison) -> None:
         axes.plot([comparison.low, comparison.high], [row, row], color=color, linewidth=4, solid_capstyle="butt")
     axes.plot([comparison.mean], [row], "|", color=color, markeredgewidth=2, markersize=14)
     place: Any = axes.get_yaxis_transform()
-    text = f"{comparison.verdict}, n = {comparison.n}"
+    text = f"{words.said_verdict(comparison)}, n = {comparison.n}"
     axes.text(1.02, row, text, color=color, transform=place, va="center", fontweight="bold")
 
 
@@ -125,9 +125,9 @@ def cost(outcome: Outcome) -> Figure:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.axhspan(-outcome.margin, outcome.margin, color=PALE, zorder=0)
-    for comparison, marker in zip(outcome.comparisons, _MARKERS * len(outcome.comparisons), strict=False):
+    for number, comparison in enumerate(outcome.comparisons, 1):
         if comparison.n:
-            _cross(axes, comparison, marker)
+            _cross(axes, comparison, number)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     ticks = [tick for tick in (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10) if low <= tick <= high]
@@ -142,14 +142,17 @@ def cost(outcome: Outcome) -> Figure:
     return figure
 
 
-def _cross(axes: Axes, comparison: Comparison, marker: str) -> None:
+def _cross(axes: Axes, comparison: Comparison, number: int) -> None:
     color = COLORS[comparison.verdict]
     if comparison.n > 1:
         axes.plot([comparison.time_ratio] * 2, [comparison.low, comparison.high], color=color, linewidth=1.2, alpha=0.7)
         axes.plot(
             [comparison.time_low, comparison.time_high], [comparison.mean] * 2, color=color, linewidth=1.2, alpha=0.7
         )
-    axes.plot([comparison.time_ratio], [comparison.mean], marker, color=color, markersize=8, label=comparison.arm)
+    marker, size = f"${number}$", 8 if number < 10 else 12
+    place = ([comparison.time_ratio], [comparison.mean])
+    axes.plot(*place, "o", color="white", alpha=0.8, markersize=13, markeredgewidth=0)
+    axes.plot(*place, marker=marker, linestyle="", color=color, markersize=size, label=comparison.arm)
 
 
 def losses(outcome: Outcome, arm: str = BASELINE) -> Figure:
@@ -186,7 +189,7 @@ def examples(outcome: Outcome, arm: str = BASELINE) -> Figure | None:
         axes.plot(series.flatten().numpy(), color=GRAY, linewidth=1)
         verdict = "right" if right else "wrong"
         text = f"true: {names[truth]}, predicted: {names[predicted]}\n{verdict}"
-        axes.set_title(text, color=GREEN if right else RED, fontsize=9)
+        axes.set_title(text, color=RIGHT if right else WRONG, fontsize=9)
         _clean(axes)
     return figure
 

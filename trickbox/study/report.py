@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trickbox.errors import ConfigError
 from trickbox.study import figures, stats, words
 from trickbox.study.design import BASELINE
 from trickbox.study.outcome import raw
 from trickbox.study.store import dumps, write_whole
+from trickbox.trick import to_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +49,7 @@ def render(outcome: Outcome) -> str:
         f"<h1>{escape(outcome.task.name)}: which tricks help?</h1><p class='facts'>{escape(heading)}</p>",
         _sentences(outcome),
         *_pictures(outcome),
+        _section("Arms", _arms(outcome)),
         _section("Methods", _bullets(methods(outcome))),
         _section("Failures", _failures(outcome)),
         _section("Every seed", _details("values of all runs", _values(outcome))),
@@ -98,6 +101,28 @@ def _comparisons(outcome: Outcome) -> str:
     return _table(head, rows) + _bullets(words.legend(outcome))
 
 
+def _arms(outcome: Outcome) -> str:
+    """What each arm is: its tricks with their settings, what it changes of the task, and what it is compared with."""
+    rows = [
+        [arm.name, "; ".join(map(_trick, arm.tricks)), _settings(arm.overrides), arm.control or ""]
+        for arm in outcome.arms
+    ]
+    return _table(["arm", "tricks", "task", "compared with"], rows)
+
+
+def _trick(entry: Any) -> str:
+    name, trick = entry if isinstance(entry, tuple) else ("", entry)
+    config = to_config(trick)
+    text = f"{config.pop('trick')}({_settings(config)})"
+    return f"{name}: {text}" if name else text
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """Settings as ``name=value``; of a path only the file's name, which says the same on every machine."""
+    shown = {n: Path(v).name if isinstance(v, str) and os.sep in v else v for n, v in settings.items()}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
 def _values(outcome: Outcome) -> str:
     values = [outcome.value(arm.name) for arm in outcome.arms]
     rows = [
@@ -123,8 +148,8 @@ def methods(outcome: Outcome) -> list[str]:
         f"Correlation of each arm with its control over seeds, which is what pairing gains by: {correlations}.",
         "Intervals are Student's at 95 %, one for each comparison. p values flip signs (all patterns up to 13 seeds, "
         "10 000 above) and are adjusted for all arms together by step-down max-T; the placebo is not counted.",
-        f"Margin: {outcome.margin:g} {unit}, {declared}. Equivalent means that the 90 % interval lies within it. "
-        "Inconclusive never means that there is no difference.",
+        f"Margin: {words.units(outcome.margin, metric)}, {declared}. Equivalent means that the 90 % interval lies "
+        "within it. Inconclusive never means that there is no difference.",
         "The effect that four of five such studies would see is computed from the spread that was observed.",
         "Time is the median epoch without validation, on processes of one thread each; processes that run side by "
         "side slow each other down, so that small ratios mean little: the placebo's shows how little.",

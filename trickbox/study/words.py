@@ -12,7 +12,9 @@ from trickbox.study import stats
 
 if TYPE_CHECKING:
     from trickbox.study.outcome import Comparison, Outcome
+    from trickbox.study.task import Metric
 
+ALPHA = 0.05
 _WIDE = 100
 _FEW = 6  # below six pairs no sign-flip test can reach 0.05
 
@@ -41,6 +43,11 @@ def amount(value: float, comparison: Comparison, sign: bool = False) -> str:
     return f"{number(value, sign)} {comparison.metric.unit}".strip()
 
 
+def units(value: float, metric: Metric) -> str:
+    """Write a declared value with its unit: ``1 point``, ``0.5 points``."""
+    return f"{value:g} {metric.unit.removesuffix('s') if value == 1 else metric.unit}"
+
+
 def sentence(comparison: Comparison) -> str:
     """Say what a comparison found in one sentence: effect, interval, verdict, cost, and what went wrong."""
     subject = comparison.arm if comparison.control == "baseline" else f"{comparison.arm} (next to {comparison.control})"
@@ -63,17 +70,29 @@ def _effect(comparison: Comparison) -> str:
 
 def conclusion(comparison: Comparison) -> str:
     """Say the verdict, with what qualifies it."""
-    found, margin = comparison.inference, f"{comparison.margin:g} {comparison.metric.unit}"
+    found, margin = comparison.inference, units(comparison.margin, comparison.metric)
     if comparison.verdict in ("helps", "hurts"):
         nearest, farthest = sorted((abs(found.low), abs(found.high)))
         beside = "more" if nearest > comparison.margin else "less" if farthest < comparison.margin else None
-        return f"{comparison.verdict}, by {beside} than the margin of {margin}" if beside else comparison.verdict
+        said = f"{comparison.verdict}, by {beside} than the margin of {margin}" if beside else comparison.verdict
+        chance = f", taken alone; among {comparison.family} comparisons chance can do it"
+        return said + chance if doubtful(comparison) else said
     if comparison.verdict == "equivalent":
         return "equivalent, the same to the last bit" if found.identical else f"equivalent within {margin}"
     if not math.isfinite(found.detectable):
         return "inconclusive, for want of pairs"
     least = amount(found.detectable, comparison)
     return f"inconclusive; an effect of {least} would have been seen in four of five such studies"
+
+
+def doubtful(comparison: Comparison) -> bool:
+    """Whether a comparison decides something alone that it does not once all comparisons are looked at together."""
+    return comparison.verdict in ("helps", "hurts") and comparison.p > ALPHA
+
+
+def said_verdict(comparison: Comparison) -> str:
+    """The verdict as tables and figures show it: with a star where it is `doubtful`."""
+    return f"{comparison.verdict} *" if doubtful(comparison) else comparison.verdict
 
 
 def _costs(comparison: Comparison) -> list[str]:
@@ -114,16 +133,12 @@ def _failures(comparison: Comparison) -> list[str]:
 def notes(comparison: Comparison) -> list[str]:
     """Say what a careful reader should know besides the sentence."""
     found, said = comparison.inference, []
-    decided = comparison.verdict in ("helps", "hurts")
     if comparison.arm == "placebo" and not found.identical:
         said.append("the placebo changed something: runs are not paired as they should be, so trust no other row")
     elif found.identical and comparison.arm != "placebo":
         said.append("every run ended in the same bits as its control's: the trick changed nothing that was measured")
     if 1 < found.n < _FEW and not found.identical:
         said.append(f"rests on normality: {found.n} pairs are too few for a test without it")
-    elif decided and comparison.p > 0.05:
-        together = f"{comparison.family} contrasts are looked at together (p = {p_value(comparison.p)})"
-        said.append(f"not beyond chance once {together}")
     if found.sd == 0 and not found.identical:
         said.append("every seed gave the same difference, so that the interval has no width")
     return [f"{comparison.arm}: {note}" for note in said]
@@ -152,7 +167,7 @@ def cells(outcome: Outcome) -> list[tuple[str, ...]]:
 def title(outcome: Outcome) -> str:
     """Name the study in one line."""
     default = " (default)" if outcome.margin_is_default else ""
-    margin = f"margin {outcome.margin:g} {outcome.metric.unit}{default}"
+    margin = f"margin {units(outcome.margin, outcome.metric)}{default}"
     return f"{outcome.task.name}: {len(outcome.seeds)} paired seeds, {margin}"
 
 
@@ -162,6 +177,8 @@ def legend(outcome: Outcome) -> list[str]:
         f"effect, sees: in {outcome.metric.unit}; sees: the least effect that four of five such studies would see",
         "p: sign flips, adjusted for all arms together; cost: time of an epoch as a ratio, added parameters",
     ]
+    if any(doubtful(comparison) for comparison in outcome.comparisons):
+        said.append("*: taken alone; once all comparisons are looked at together, chance can do it (p above 0.05)")
     failed = {arm.name: sum(run["status"] != "ok" for run in outcome.runs(arm.name)) for arm in outcome.arms}
     said += [f"{name}: {count} of {len(outcome.seeds)} runs failed" for name, count in failed.items() if count]
     return said + [note for comparison in outcome.comparisons for note in comparison.notes]
@@ -185,4 +202,4 @@ def _cells(comparison: Comparison | None) -> tuple[str, ...]:
     effect = f"{number(comparison.mean, True)} [{number(comparison.low, True)}, {number(comparison.high, True)}]"
     sees = number(comparison.detectable)
     cost = f"x{comparison.time_ratio:.2f}" + (f" {comparison.parameters:+d}" if comparison.parameters else "")
-    return effect, p_value(comparison.p), comparison.verdict, sees, cost
+    return effect, p_value(comparison.p), said_verdict(comparison), sees, cost
