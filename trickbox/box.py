@@ -64,7 +64,7 @@ class Box:
         members = _named(tricks)
         _check_relations(members)
         self.members = tuple(_ordered(members))
-        self.manager = pluggy.PluginManager("trickbox")
+        self.manager = _Manager("trickbox")
         self.manager.add_hookspecs(Hooks)
         # pluggy calls the last registered first, and its wrapper outermost.
         if core is not None:
@@ -134,6 +134,13 @@ class Box:
     def record(self) -> list[dict[str, Any]]:
         """What ran, for the record: name, settings and origin of every trick, in order."""
         return [{"name": m.name, **to_config(m.trick), **origin(m.trick)} for m in self.members]
+
+
+class _Manager(pluggy.PluginManager):
+    """A plugin manager that looks at the attributes with a hook's name only; a trick's class has been checked."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        return super().parse_hookimpl_opts(plugin, name) if name in HOOKS else None
 
 
 def _tell_all(functions: tuple[Call, ...]) -> Call:

@@ -79,7 +79,7 @@ class Meter:
 
     def add(self, outputs: Any, targets: Any, loss: Tensor, size: int) -> None:
         """Take in one batch."""
-        self._losses.append(loss.detach().reshape(()))
+        self._losses.append(loss.detach())
         self._sizes.append(size)
         if outputs is not None and (self._functions or self._stateful):
             self._batches.append((outputs.detach() if isinstance(outputs, Tensor) else outputs, targets, size))
@@ -106,7 +106,7 @@ class Meter:
         """Turn what is pending into a few small tensors, still on the device."""
         if not self._sizes:
             return
-        losses = torch.stack(self._losses)
+        losses = torch.stack(self._losses).reshape(-1)
         self._found.append(("loss", losses, self._sizes))
         for outputs, targets, size in self._joined():
             if self._classes and targets.is_floating_point():
@@ -120,8 +120,8 @@ class Meter:
 
     def _joined(self) -> list[tuple[Any, Any, int]]:
         """The pending batches as one, where their shapes allow it."""
-        if not self._batches:
-            return []
+        if len(self._batches) < 2:
+            return self._batches
         outputs, targets, sizes = zip(*self._batches, strict=True)
         for side in (outputs, targets):
             if not all(isinstance(t, Tensor) and t.ndim and t.shape[1:] == side[0].shape[1:] for t in side):

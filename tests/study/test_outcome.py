@@ -96,7 +96,7 @@ def test_sentences_say_effect_verdict_and_cost(outcome: Outcome) -> None:
     sentence = of(outcome, "helper").sentence
 
     assert sentence.startswith("helper: +4.55 points of test accuracy (95 % interval +3.89 to +5.20, ")
-    assert "10 paired seeds, adjusted p = 0.002): helps, by more than the margin of 1 points" in sentence
+    assert "10 paired seeds, adjusted p = 0.002): helps, by more than the margin of 1 point" in sentence
     assert sentence.endswith("50 % slower; +96 parameters.")
 
 
@@ -158,5 +158,5 @@ def test_the_table_is_aligned_and_fits(outcome: Outcome) -> None:
 
 
 def test_the_title_says_that_a_margin_is_a_default(outcome: Outcome) -> None:
-    assert words.title(outcome) == "waveforms: 10 paired seeds, margin 1 points"
+    assert words.title(outcome) == "waveforms: 10 paired seeds, margin 1 point"
     assert words.title(attrs.evolve(outcome, margin_is_default=True)).endswith("(default)")

@@ -132,5 +132,5 @@ def test_examples_are_green_where_right_and_red_where_wrong(outcome: Outcome) ->
 
     titles = [(axes.get_title(), axes.title.get_color()) for axes in figure.axes]
 
-    assert titles[0] == ("true: sine, predicted: sine\nright", figures.GREEN)
-    assert titles[4] == ("true: triangle, predicted: square\nwrong", figures.RED)
+    assert titles[0] == ("true: sine, predicted: sine\nright", figures.RIGHT)
+    assert titles[4] == ("true: triangle, predicted: square\nwrong", figures.WRONG)
