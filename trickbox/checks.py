@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trickbox.data import check_finite
 from trickbox.errors import ConfigError, DataError
 from trickbox.metrics import Forward, check_metrics
-from trickbox.nest import map_tensors, shapes
+from trickbox.nest import shapes
 from trickbox.state import Batch, Loss
 from trickbox.streams import forked
 from trickbox.surgery import Surgery, evaluating, is_tricked
@@ -47,11 +47,9 @@ def plan_surgery(model: nn.Module, sample: Batch, forward: Forward) -> Surgery:
         ) from error
 
 
-def check_valid(model: nn.Module, loss: Loss, sample: Batch, train: Batch, forward: Forward) -> None:
-    """Raise `DataError` where model or loss cannot take the validation data; what looks like *train* needs no trial."""
+def check_valid(model: nn.Module, loss: Loss, sample: Batch, forward: Forward) -> None:
+    """Raise `DataError` where model or loss cannot take the validation data."""
     check_finite("valid", *sample)
-    if _kind(sample) == _kind(train):
-        return
     try:
         with forked(), torch.no_grad(), evaluating(model):
             outputs = forward(model, sample.inputs)
@@ -60,11 +58,6 @@ def check_valid(model: nn.Module, loss: Loss, sample: Batch, train: Batch, forwa
             f"valid: the model cannot take inputs of shape {shapes(sample.inputs)}: {type(error).__name__}: {error}"
         ) from error
     check_loss("valid", loss, outputs, sample)
-
-
-def _kind(batch: Batch) -> Any:
-    """Structure, shapes of single samples, and dtypes."""
-    return [map_tensors(lambda tensor: (tensor.shape[1:], tensor.dtype), part) for part in batch]
 
 
 def check_loss(name: str, loss: Loss, outputs: Any, sample: Batch) -> None:

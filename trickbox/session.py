@@ -204,7 +204,7 @@ class Session:
         check_metrics(metrics)
         check_loss("train", self._loss, surgery.tape.output, sample)
         if self._valid is not None:
-            check_valid(self._model, self._loss, self._valid.sample(), sample, self._core.forward)
+            check_valid(self._model, self._loss, self._valid.sample(), self._core.forward)
         classes = isinstance(sample.targets, Tensor) and not sample.targets.is_floating_point()
         self._meter = Meter(metrics, classes)
         self._core.valid, self._core.meter = self._valid, Meter(metrics)
