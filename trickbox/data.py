@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from trickbox.errors import DataError
 from trickbox.nest import map_tensors, shapes, tensors
@@ -100,7 +100,7 @@ class LoaderSource:
 
     def once(self) -> Iterator[Batch]:
         empty = True
-        for item in self._loader:
+        for item in _whole_batches(self._loader) or self._loader:
             empty = False
             yield self._batch(item)
         if empty:
@@ -120,6 +120,26 @@ class LoaderSource:
         if isinstance(nest, Tensor):
             return nest if nest.device == self._device else nest.to(self._device, non_blocking=True)
         return map_tensors(self._place, _as_tensors(nest))
+
+
+def _whole_batches(loader: Any) -> Iterator[list[Tensor]] | None:
+    """The batches of a plain DataLoader over tensors by index: same order, draws and bits, no collation of samples."""
+    plain = (
+        type(loader) is DataLoader
+        and type(loader.dataset) is TensorDataset
+        and loader.collate_fn is default_collate
+        and loader.batch_sampler is not None
+        and loader.num_workers == 0
+        and not loader.pin_memory
+    )
+    return _indexed(loader) if plain else None
+
+
+def _indexed(loader: DataLoader[tuple[Tensor, ...]]) -> Iterator[list[Tensor]]:
+    dataset: Any = loader.dataset
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # as the loader's own iterator does
+    for indices in loader.batch_sampler or ():
+        yield [tensor[indices] for tensor in dataset.tensors]
 
 
 def as_source(data: Any, *, name: str, batch_size: int, device: torch.device) -> Source:

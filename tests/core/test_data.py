@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import trickbox as tb
-from trickbox.data import EVALUATION_BATCHES, KeptGenerators, as_source, length
+from trickbox.data import EVALUATION_BATCHES, KeptGenerators, _whole_batches, as_source, length
 
 CPU = torch.device("cpu")
 
@@ -312,3 +312,50 @@ def test_forward_overrides_the_call(run, data, same_bits):
     run(model=one, train=data, forward=lambda model, x: model(left=x, right=-x))
     run(model=other, train=((data[0], -data[0]), data[1]))
     same_bits(one, other)
+
+
+@pytest.mark.parametrize("own_generator", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shuffle": True}, {"shuffle": True, "drop_last": True}, {"sampler": [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]}],
+    ids=str,
+)
+def test_a_plain_loader_is_read_in_whole_batches_with_the_same_bits_and_draws(options, own_generator):
+    def loader():
+        generator = torch.Generator().manual_seed(5) if own_generator else None
+        return DataLoader(TensorDataset(*numbered(21)), batch_size=4, generator=generator, **options)
+
+    one, other = loader(), loader()
+    assert _whole_batches(one) is not None
+    torch.manual_seed(7)
+    expected = list(one)
+    state = torch.get_rng_state()
+    torch.manual_seed(7)
+    found = list(source(other).once())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(found) == len(expected)
+    for batch, (inputs, targets) in zip(found, expected, strict=True):
+        assert torch.equal(batch.inputs, inputs)
+        assert torch.equal(batch.targets, targets)
+    if own_generator:
+        assert torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+class Subclass(TensorDataset):
+    def __getitem__(self, index):
+        return tuple(2 * tensor for tensor in super().__getitem__(index))
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(Subclass(*numbered(8)), batch_size=4),
+        DataLoader(TensorDataset(*numbered(8)), batch_size=4, collate_fn=lambda samples: samples),
+        DataLoader(TensorDataset(*numbered(8)), batch_size=None),
+        DataLoader(TensorDataset(*numbered(8)), batch_size=4, num_workers=1),
+        [numbered(8)],
+    ],
+    ids=["subclass", "collate_fn", "no batch", "workers", "no loader"],
+)
+def test_any_other_loader_is_asked_itself(loader):
+    assert _whole_batches(loader) is None
