@@ -1,4 +1,4 @@
-"""What all executed pages share."""
+"""What all tests and executed examples share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Digits depend on the number of threads, and tests in parallel would fight for the cores."""
+    """Bits depend on the number of threads, and tests in parallel would fight for the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
