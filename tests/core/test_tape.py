@@ -243,3 +243,46 @@ def test_the_hooks_of_the_user_stay_and_fire():
     record(model, torch.zeros(4, 3))
     assert calls == ["before", "after"]
     assert len(model[0]._forward_hooks) == len(model[0]._forward_pre_hooks) == 1
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (nn.ReLU(), "relu"),
+        (nn.ReLU6(), "relu"),
+        (nn.LeakyReLU(), "leaky_relu"),
+        (nn.PReLU(), "leaky_relu"),
+        (nn.RReLU(), "leaky_relu"),
+        (nn.Tanh(), "tanh"),
+        (nn.Hardtanh(), "tanh"),
+        (nn.Sigmoid(), "sigmoid"),
+        (nn.LogSigmoid(), "sigmoid"),
+        (nn.SELU(), "selu"),
+        (nn.GELU(), "relu"),
+        (nn.SiLU(), "relu"),
+        (nn.Softplus(), "relu"),
+        (nn.Hardswish(), "relu"),
+        (nn.Softmax(1), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_every_activation_is_known_as_a_module_and_behind_transparent_ops(activation, expected):
+    for between in (nn.Identity(), nn.BatchNorm1d(3), nn.Dropout(0.5)):
+        net = nn.Sequential(nn.Linear(2, 3), between, activation, nn.Linear(3, 1))
+        tape = record(net, torch.zeros(4, 2))
+        assert tb.activation_after(tape, event_of(tape, "0")) == expected
+
+
+@pytest.mark.parametrize("function", ["leaky_relu", "leaky_relu_", "relu_", "logsigmoid", "tanh", "gelu", "silu"])
+def test_every_activation_is_known_as_a_function(function):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+
+        def forward(self, x):
+            return getattr(nn.functional, function)(self.layer(x).to(torch.float32))
+
+    tape = record(Net(), torch.zeros(4, 2))
+    known = {"leaky": "leaky_relu", "logsi": "sigmoid", "tanh": "tanh"}
+    assert tb.activation_after(tape, event_of(tape, "layer")) == known.get(function[:5], "relu")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trickbox.errors import SurgeryError
 
 CHILD = "trickbox"
+COUNTED = "_trickbox_counted"
 
 
 class Rank(IntEnum):
@@ -174,7 +175,7 @@ def stay_in_eval(module: nn.Module, args: tuple[Any, ...]) -> None:
 
 def restart_calls(model: nn.Module, args: tuple[Any, ...]) -> None:
     """Forward pre-hook of a model with modules that are called twice: an aborted forward must not shift the next."""
-    for attached in model.__dict__["_trickbox_counted"]:
+    for attached in model.__dict__[COUNTED]:
         attached.call = 0
 
 

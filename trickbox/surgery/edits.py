@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trickbox.errors import NoEffectError, SurgeryError
 from trickbox.nest import call
 from trickbox.surgery.attach import (
+    COUNTED,
     Attachments,
     Rank,
     Slot,
@@ -31,7 +32,6 @@ from trickbox.surgery.sites import DROPOUTS, NORMS, WEIGHT_LAYERS, Site, sites_o
 from trickbox.surgery.tape import Tape, record
 
 LEDGER = "_trickbox_ledger"
-COUNTED = "_trickbox_counted"
 
 
 # -- what undo needs to know -----------------------------------------------------------------------------------------

@@ -20,21 +20,24 @@ POOLS = (
 )
 
 _ACTIVATIONS = {
-    "relu": "relu", "relu_": "relu", "relu6": "relu", "threshold": "relu",
-    "leaky_relu": "leaky_relu", "leaky_relu_": "leaky_relu", "rrelu": "leaky_relu", "prelu": "leaky_relu",
-    "tanh": "tanh", "tanh_": "tanh", "hardtanh": "tanh",
-    "sigmoid": "sigmoid", "sigmoid_": "sigmoid", "hardsigmoid": "sigmoid", "log_sigmoid": "sigmoid",
-    "selu": "selu", "selu_": "selu",
-    "elu": "relu", "elu_": "relu", "celu": "relu", "gelu": "relu", "silu": "relu", "mish": "relu",
+    "relu": "relu", "relu6": "relu", "threshold": "relu",
+    "leakyrelu": "leaky_relu", "rrelu": "leaky_relu", "prelu": "leaky_relu",
+    "tanh": "tanh", "hardtanh": "tanh",
+    "sigmoid": "sigmoid", "hardsigmoid": "sigmoid", "logsigmoid": "sigmoid",
+    "selu": "selu",
+    "elu": "relu", "celu": "relu", "gelu": "relu", "silu": "relu", "mish": "relu",
     "softplus": "relu", "hardswish": "relu",
 }  # fmt: skip
-"""Functions and modules by lower-case name, to the activation whose gain `torch.nn.init.calculate_gain` knows."""
+"""Functions and modules, in lower case without underscores, to the activation whose gain `calculate_gain` knows."""
 
 _TRANSPARENT = (
     "pool", "norm", "dropout", "flatten", "reshape", "view", "permute", "transpose", "squeeze", "contiguous",
-    "identity", "getitem", "chunk", "split", "float", "to", "pad", "interpolate", "upsample", "sequential",
+    "identity", "getitem", "chunk", "split", "interpolate", "upsample",
 )  # fmt: skip
 """Parts of the names of ops that leave a gain as it is: what follows them decides."""
+
+_CASTS = ("to", "float", "double", "half", "bfloat16", "pad")
+"""Whole names of such ops, too short to be looked for in other names."""
 
 
 @frozen
@@ -93,11 +96,11 @@ def activation_after(tape: Tape, event: Event) -> str | None:
     for later in tape.following(event):
         if tape.holds_others(later):
             continue
-        name = later.name.lower()
-        kind = _ACTIVATIONS.get(name) or _ACTIVATIONS.get(name.replace("_", ""))
-        if kind is not None:
-            return kind
-        if "conv" in name or not any(part in name for part in _TRANSPARENT):
+        name = later.name.lower().replace("_", "")
+        if name in _ACTIVATIONS:
+            return _ACTIVATIONS[name]
+        transparent = name in _CASTS or any(part in name for part in _TRANSPARENT)
+        if "conv" in name or not transparent:
             return None
     return None
 
