@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import linecache
+import sys
 from pathlib import Path
 
 import attrs
@@ -11,7 +14,7 @@ import pytest
 from trickbox import catalog
 from trickbox.errors import ConfigError
 from trickbox.study.design import Arm, add_one
-from trickbox.study.spec import Part, Spec, build_task, build_trick, part_of_task, part_of_trick, plan
+from trickbox.study.spec import Part, Spec, build_task, build_trick, part_of_task, part_of_trick, plan, versions
 from trickbox.tasks.waveforms import Waveforms
 
 
@@ -96,3 +99,22 @@ def test_what_workers_could_not_make_again_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be an attrs class"):
         plan(object(), [Arm("a")], [0])  # type: ignore[arg-type]
     assert part_of_trick(catalog.resolve("dropout")).place == "trickbox_tricks.dropout:Dropout"
+
+
+def test_an_edit_of_the_file_of_a_trick_finds_no_older_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "edited_trick.py"
+    text = (
+        "import trickbox as tb\n\nSTRENGTH = {}\n\n\n@tb.trick\nclass Edited:\n    'Do nothing.'\n\n"
+        "    @tb.hookimpl\n    def fit_start(self, state):\n        return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    codes = []
+    for strength in (1, 2, 1):
+        file.write_text(text.format(strength))
+        linecache.clearcache()
+        sys.modules.pop("edited_trick", None)
+        importlib.invalidate_caches()
+        codes.append(part_of_trick(importlib.import_module("edited_trick").Edited()).code)
+    sys.modules.pop("edited_trick", None)
+    assert codes[0] == codes[2] != codes[1]
+    assert "source" in versions()

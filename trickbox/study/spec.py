@@ -31,12 +31,21 @@ def versions() -> dict[str, str]:
         own = importlib.metadata.version("trickbox")
     except importlib.metadata.PackageNotFoundError:
         own = "unknown"
-    return {"trickbox": own, "torch": torch.__version__}
+    return {"trickbox": own, "source": _source(), "torch": torch.__version__}
+
+
+@functools.cache
+def _source() -> str:
+    """A hash of the code of trickbox: while a version is being edited, it must not find its older results."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @frozen
 class Part:
-    """A task or a trick as JSON: its class as ``module:Class``, its settings, and a hash of the class's source."""
+    """A task or a trick as JSON: its class as ``module:Class``, its settings, and a hash of the source around it."""
 
     place: str
     settings: dict[str, Any]
@@ -138,9 +147,12 @@ def _place(cls: type) -> str:
 
 
 def _code(cls: type) -> str:
-    # An edited class must not find the results of its former self.
+    # An edited class must not find the results of its former self, nor one whose functions beside it were edited. A
+    # script is edited to ask for more seeds, too, and keeps its results.
+    module = inspect.getmodule(cls)
     try:
-        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
+        source = inspect.getsource(cls if module is None or module.__name__ == "__main__" else module)
+        return hashlib.sha256(source.encode()).hexdigest()[:16]
     except (OSError, TypeError):
         return "unknown"
 
