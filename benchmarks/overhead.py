@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import trickbox as tb
+from trickbox.authoring import derive
 from trickbox.tasks.waveforms import PlainNet, Waveforms
 
 EPOCHS, BATCH = 15, 32
@@ -49,7 +50,7 @@ def notebook(model: nn.Module) -> None:
     train, valid = loaders()
     optimizer = ADAM(model.parameters())
     for epoch in range(EPOCHS):
-        train.generator.manual_seed(tb.derive(0, "order", epoch))
+        train.generator.manual_seed(derive(0, "order", epoch))
         model.train()
         total, correct = 0.0, 0
         for inputs, targets in train:
@@ -71,7 +72,7 @@ def notebook(model: nn.Module) -> None:
 def by_hand(model: nn.Module) -> None:
     optimizer = FUSED(model.parameters())
     for epoch in range(EPOCHS):
-        order = torch.randperm(len(TARGETS), generator=torch.Generator().manual_seed(tb.derive(0, "order", epoch)))
+        order = torch.randperm(len(TARGETS), generator=torch.Generator().manual_seed(derive(0, "order", epoch)))
         model.train()
         losses, kept = [], []
         for index in order.split(BATCH):

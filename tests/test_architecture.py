@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ ORDER = """
 
 CORE = sorted((ROOT / "trickbox").rglob("*.py"))
 TRICKS = sorted((ROOT / "plugins" / "trickbox_tricks").glob("*.py"))
+
+FACADES = ("trickbox", "trickbox.authoring")
+"""What users and authors import from; they may import everything, and nothing in the core imports from them."""
 
 
 def runtime_imports(path: Path) -> set[str]:
@@ -52,9 +56,7 @@ def module_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in CORE if p.parent != ROOT / "trickbox" or p.stem != "__init__"], ids=module_of
-)
+@pytest.mark.parametrize("path", [p for p in CORE if module_of(p) not in FACADES], ids=module_of)
 def test_imports_point_to_the_left_only(path):
     here = place(module_of(path))
     assert here is not None, f"{path.name} has no place in the order"
@@ -65,19 +67,26 @@ def test_imports_point_to_the_left_only(path):
 
 
 @pytest.mark.parametrize("path", CORE, ids=module_of)
+def test_the_core_imports_nothing_from_its_facades(path):
+    public = {f"{facade}.{name}" for facade in FACADES for name in importlib.import_module(facade).__all__}
+    assert not runtime_imports(path) & {"trickbox.authoring", *public}
+
+
+@pytest.mark.parametrize("path", CORE, ids=module_of)
 def test_the_core_imports_no_trick(path):
     assert not [name for name in runtime_imports(path) if name.startswith("trickbox_tricks")]
 
 
 @pytest.mark.parametrize("path", TRICKS, ids=lambda path: path.stem)
 def test_tricks_use_public_names_only_and_no_other_trick(path):
-    import trickbox
+    from trickbox import authoring
 
+    public = {"trickbox.authoring", *(f"trickbox.authoring.{name}" for name in authoring.__all__)}
     for imported in runtime_imports(path):
         if imported.startswith("trickbox_tricks"):
             pytest.fail(f"{path.name} imports another trick: {imported}")
-        if imported.startswith("trickbox."):
-            assert imported.removeprefix("trickbox.") in trickbox.__all__, f"{path.name} imports {imported}"
+        if imported.partition(".")[0] == "trickbox":
+            assert imported in public, f"{path.name} imports {imported}"
 
 
 def test_the_core_trains_with_all_tricks_hidden():
@@ -114,6 +123,8 @@ def test_the_wheel_holds_two_packages_and_nothing_else(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"trickbox", "trickbox_tricks"}
     assert {"trickbox/py.typed", "trickbox_tricks/py.typed"} <= set(names)
+    stubs = {"trickbox/__init__.pyi", "trickbox/study/__init__.pyi", "trickbox_tricks/__init__.pyi"}
+    assert {name for name in names if name.endswith(".pyi")} == stubs, "no name is found without its stub"
 
 
 def test_entry_points_in_pyproject_are_the_installed_ones():

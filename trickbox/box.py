@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import graphlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import pluggy
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from trickbox.catalog import origin, resolve
 from trickbox.errors import ConfigError
@@ -55,6 +55,8 @@ class Box:
 
     members: tuple[Member, ...]
     manager: pluggy.PluginManager
+    idle: set[tuple[str, str]]
+    """Pairs of a trick and a hook in which, with its settings, it does nothing."""
 
     def __init__(self, tricks: Iterable[Any] = (), core: object | None = None) -> None:
         if isinstance(tricks, (str, dict)) or is_trick(tricks):
@@ -64,6 +66,7 @@ class Box:
         members = _named(tricks)
         _check_relations(members)
         self.members = tuple(_ordered(members))
+        self.idle = set()
         self.manager = _Manager("trickbox")
         self.manager.add_hookspecs(Hooks)
         # pluggy calls the last registered first, and its wrapper outermost.
@@ -84,12 +87,16 @@ class Box:
             acted = any(note.trick == member.name and not note.skipped for note in state.surgery.notes)
             if hooks_of(member.trick) == ["init"] and not acted and not is_off(member.trick):
                 state.surgery.require([], "a place to act")
+        self.idle = state.idle
         seal(state.model)
 
     def each(self, hook: str) -> Iterator[tuple[str, Call]]:
-        """The tricks that implement a moment, with their functions, in call order."""
-        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
-            yield implementation.plugin_name, implementation.function
+        """Those that implement a hook, with their functions, in call order; wrappers of a phase not among them."""
+        return ((i.plugin_name, i.function) for i in self._implementations(hook) if not i.wrapper)
+
+    def wrappers(self, hook: str) -> list[tuple[str, Call]]:
+        """The tricks that wrap a phase, with their generator functions, the outermost first."""
+        return [(i.plugin_name, i.function) for i in self._implementations(hook) if i.wrapper]
 
     def compiled(self, hook: str) -> Call | None:
         """One function for all implementations of *hook*; None where there are none, so that they cost nothing.
@@ -97,14 +104,24 @@ class Box:
         Equal to ``manager.hook.<hook>(state=state)`` in calls, order, result and errors, without its cost; where a
         phase is wrapped, that very call.
         """
-        caller = getattr(self.manager.hook, hook)
-        implementations = list(reversed(caller.get_hookimpls()))
+        caller, implementations = self._caller(hook), self._implementations(hook)
         if any(implementation.wrapper for implementation in implementations):
             return lambda state: caller(state=state)
         functions = tuple(implementation.function for implementation in implementations)
         if len(functions) <= 1:
             return functions[0] if functions else None
         return _first_answer(functions) if hook in PHASES else _tell_all(functions)
+
+    def acting(self, hook: str) -> list[str]:
+        """The names of the tricks that act at *hook*, in call order."""
+        return [m.name for m in self.members if hook in hooks_of(m.trick) and (m.name, hook) not in self.idle]
+
+    def _caller(self, hook: str) -> pluggy.HookCaller:
+        idle = [self.manager.get_plugin(name) for name, declined in self.idle if declined == hook]
+        return self.manager.subset_hook_caller(hook, idle)
+
+    def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
+        return list(reversed(self._caller(hook).get_hookimpls()))
 
     def blame(self, error: BaseException) -> str | None:
         """The trick and hook that an exception came out of: the innermost frame that belongs to one of them."""
@@ -126,7 +143,7 @@ class Box:
         """The loop with the tricks that act at each hook, in order, and why in that order."""
         lines = []
         for hook in HOOKS:
-            acting = [m.name for m in self.members if hook in hooks_of(m.trick)]
+            acting = self.acting(hook)
             lines.append(f"  {hook:<13} {', '.join(acting) if acting else '-'}")
         reasons = [f"  {m.name}: {m.why}" for m in self.members if m.why]
         return "\n".join(["Hooks, and who acts there in this order", *lines, *(["Order", *reasons] if reasons else [])])
@@ -134,6 +151,40 @@ class Box:
     def record(self) -> list[dict[str, Any]]:
         """What ran, for the record: name, settings and origin of every trick, in order."""
         return [{"name": m.name, **to_config(m.trick), **origin(m.trick)} for m in self.members]
+
+
+@define(eq=False)
+class Opened:
+    """A phase whose work somebody else does: its wrappers run up to their ``yield``, and later on to the end."""
+
+    _generators: list[Generator[Any, Any, Any]] = field(factory=list)
+
+    def enter(self, wrappers: Iterable[Call], state: State) -> None:
+        """Begin *wrappers*, the outermost first."""
+        for function in wrappers:
+            generator = function(state)
+            try:
+                next(generator)
+            except BaseException as error:
+                self.leave(None, error)
+                raise
+            self._generators.append(generator)
+
+    def leave(self, result: Any, error: BaseException | None = None) -> Any:
+        """End them, the innermost first, with the result of the work, or with the error that it ended in."""
+        while self._generators:
+            generator = self._generators.pop()
+            try:
+                _ = generator.send(result) if error is None else generator.throw(error)
+            except StopIteration as end:
+                result, error = end.value, None
+            except BaseException as later:
+                error = later
+            else:
+                error = RuntimeError(f"a wrapper of a phase must yield once: {generator!r}")
+        if error is not None:
+            raise error
+        return result
 
 
 class _Manager(pluggy.PluginManager):

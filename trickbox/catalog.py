@@ -66,7 +66,9 @@ def get(name: str) -> type:
         where = f"{found.value} of {distribution(found)}"
         raise ConfigError(f"trick {name!r} ({where}) cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(cls, type) or not is_trick(cls):
-        raise ConfigError(f"trick {name!r}: {found.value} is not a trick; decorate its class with trickbox.trick")
+        raise ConfigError(
+            f"trick {name!r}: {found.value} is not a trick; decorate its class with trickbox.authoring.trick"
+        )
     return cls
 
 
@@ -87,7 +89,9 @@ def resolve(spec: Any) -> Any:
     if isinstance(spec, type) and is_trick(spec):
         raise ConfigError(f"{spec.__name__} is a class; make an object of it: {spec.__name__}()")
     if not is_trick(spec):
-        raise ConfigError(f"a trick is a name, a mapping or an object of a class under @trickbox.trick, got {spec!r}")
+        raise ConfigError(
+            f"a trick is a name, a mapping or an object of a class under @trickbox.authoring.trick, got {spec!r}"
+        )
     return spec
 
 

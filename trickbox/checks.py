@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from trickbox import ranks
 from trickbox.data import check_finite
 from trickbox.errors import ConfigError, DataError
 from trickbox.metrics import Forward, check_metrics
@@ -17,33 +21,91 @@ from trickbox.streams import forked
 from trickbox.surgery import Surgery, evaluating, is_tricked
 
 
-def check_settings(
-    model: Any, loss: Any, max_epochs: Any, batch_size: Any, seed: Any, metrics: Mapping[str, Any] | None
-) -> None:
-    """Raise `ConfigError` for an argument of a run that cannot work."""
+def check_model(model: Any) -> None:
+    """Raise `ConfigError` for what surgery cannot edit: no module, or a wrapped, sharded or compiled one.
+
+    Cost: a walk over the objects that refer to the model.
+    """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be an nn.Module object, got {model!r}")
-    if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError("model is a ScriptModule, whose forward cannot be edited; pass the module it was made from")
+    if isinstance(model, (DistributedDataParallel, DataParallel)) or hasattr(model, "_orig_mod"):
         raise ConfigError(
-            f"model is wrapped in {type(model).__name__}; pass the module inside and wrap it after surgery"
+            f"model is wrapped in {type(model).__name__}; pass the module inside, and {type(model).__name__} as wrap="
         )
+    if any(type(parameter.data).__name__ == "DTensor" for parameter in model.parameters()):
+        raise ConfigError(
+            "model is sharded already; pass the whole one, and wrap=fully_shard to shard it after surgery"
+        )
+    if _is_compiled(model):
+        raise ConfigError(
+            "model is compiled already, and a compiled graph would not see what tricks add; pass wrap=torch.compile "
+            "instead, which compiles it after surgery"
+        )
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether *model* or a part of it compiles itself, or stands inside a compiled module."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return True
+    return "torch._dynamo" in sys.modules and any(
+        hasattr(owner, "_orig_mod") and isinstance(owner, nn.Module)
+        for members in gc.get_referrers(model)
+        if isinstance(members, dict) and members.get("_orig_mod") is model
+        for owner in gc.get_referrers(members)
+    )
+
+
+def check_untouched(model: nn.Module) -> None:
+    """Raise `ConfigError` for a model that has tricks on: a run brings its own."""
     if is_tricked(model):
         raise ConfigError("model already has tricks on; call trickbox.undo(model) first, or train it without tricks")
-    if not callable(loss) or isinstance(loss, type):
+
+
+def check_wrapped(wrapped: Any) -> None:
+    """Raise `ConfigError` for a wrap that gives nothing to call, or that leaves many processes to train apart."""
+    if not callable(wrapped):
+        raise ConfigError(f"wrap must give what the loop calls, got {wrapped!r}")
+    inner = getattr(wrapped, "_orig_mod", wrapped)
+    together = isinstance(inner, DistributedDataParallel) or any(
+        type(p.data).__name__ == "DTensor" for p in inner.parameters()
+    )
+    if ranks.world() > 1 and not together:
+        raise ConfigError(
+            f"{ranks.world()} processes would each train a model of their own; pass wrap=DistributedDataParallel, or "
+            "wrap=fully_shard"
+        )
+
+
+def check_settings(
+    loss: Any, max_epochs: Any, max_steps: Any, batch_size: Any, seed: Any, metrics: Mapping[str, Any] | None
+) -> None:
+    """Raise `ConfigError` for an argument of a run that cannot work."""
+    if loss is not None and (not callable(loss) or isinstance(loss, type)):
         raise ConfigError(f"loss must be a function of (outputs, targets), such as nn.CrossEntropyLoss(), got {loss!r}")
-    for name, value, least in (("max_epochs", max_epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if max_epochs is None and max_steps is None:
+        raise ConfigError("the run needs a length: give max_epochs, or max_steps")
+    numbers = (
+        ("max_epochs", max_epochs, 1),
+        ("max_steps", max_steps, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    )
+    for name, value, least in numbers:
+        optional = value is None and name.startswith("max_")
+        if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
     check_metrics({} if metrics is None else metrics)
 
 
-def plan_surgery(model: nn.Module, sample: Batch, forward: Forward) -> Surgery:
-    """Record the tape, and raise `DataError` where the model cannot take the inputs."""
+def plan_surgery(model: nn.Module, sample: Batch, forward: Forward, name: str = "inputs") -> Surgery:
+    """Record the tape, and raise `DataError`, naming *name*, where the model cannot take the inputs."""
     try:
         return Surgery.on(model, sample.inputs, forward)
     except Exception as error:
         raise DataError(
-            f"train: the model cannot take inputs of shape {shapes(sample.inputs)}: {type(error).__name__}: {error}"
+            f"{name}: the model cannot take inputs of shape {shapes(sample.inputs)}: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -66,6 +128,8 @@ def check_loss(name: str, loss: Loss, outputs: Any, sample: Batch) -> None:
     try:
         with forked(), torch.no_grad():
             value = loss(outputs, sample.targets)
+    except ConfigError:
+        raise
     except Exception as error:
         raise DataError(f"{what}: {type(error).__name__}: {error}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:

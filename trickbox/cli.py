@@ -80,7 +80,7 @@ def info(options: argparse.Namespace) -> None:
 
 def explain(options: argparse.Namespace) -> None:
     """Print what tricks would do to the model of a task: order and why, sites, parameters. Changes nothing."""
-    from trickbox.loopless import explain as explain_tricks
+    from trickbox.loops import explain as explain_tricks
 
     task = _task(options)
     inputs = task.data(0).train[0][: task.batch_size]

@@ -6,15 +6,17 @@ is the largest part of what a DataLoader costs.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset, default_collate
 
+from trickbox import ranks
 from trickbox.errors import DataError
 from trickbox.nest import map_tensors, shapes, tensors
 from trickbox.state import Batch
@@ -28,16 +30,19 @@ class Source(Protocol):
     """Data that can be gone through again and again."""
 
     def __len__(self) -> int:
-        """Batches in one epoch. Raises `TypeError` where nobody knows."""
+        """Batches in one epoch, of every rank. Raises `TypeError` where nobody knows."""
 
     def sample(self) -> Batch:
         """One batch to plan with; taking it changes nothing that follows."""
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """The training batches of an epoch, in an order that is a function of the two integers."""
+        """This rank's training batches of an epoch, in an order that is a function of the two integers.
+
+        All ranks share one order: each takes its part of every round, and a round that is not complete is dropped.
+        """
 
     def once(self) -> Iterator[Batch]:
-        """All batches in their own order, for evaluation."""
+        """This rank's share of all batches, in their own order, for evaluation."""
 
 
 class TensorSource:
@@ -51,7 +56,10 @@ class TensorSource:
         self._device = device
 
     def __len__(self) -> int:
-        return math.ceil(self._size / self._batch_size)
+        together = ranks.world()
+        return (
+            math.ceil(self._size / self._batch_size) if together == 1 else self._size // (self._batch_size * together)
+        )
 
     def sample(self) -> Batch:
         return self._cut(0, self._batch_size)
@@ -60,13 +68,18 @@ class TensorSource:
         # Drawn on the CPU, so that the order is the same on every device.
         generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
         order = torch.randperm(self._size, generator=generator).to(self._device)
-        for index in torch.split(order, self._batch_size):
+        for index in self._mine(torch.split(order, self._batch_size)):
             yield Batch(_take(self._inputs, index), _take(self._targets, index), len(index))
 
     def once(self) -> Iterator[Batch]:
         step = self._batch_size * EVALUATION_BATCHES
-        for start in range(0, self._size, step):
+        for start in range(ranks.rank() * step, self._size, ranks.world() * step):
             yield self._cut(start, start + step)
+
+    def _mine(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
+        """This rank's batch of every round of full batches; alone, all of them."""
+        together = ranks.world()
+        return indices if together == 1 else indices[ranks.rank() : len(self) * together : together]
 
     def _cut(self, start: int, stop: int) -> Batch:
         stop = min(stop, self._size)
@@ -86,40 +99,68 @@ class LoaderSource:
         self._device = device
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
+        return len(self._loader) // self._parts()  # type: ignore[arg-type]
 
     def sample(self) -> Batch:
         with forked(), KeptGenerators(self._loader):
-            return next(self.once())
+            return next(self._batches())
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         # A loader without a generator draws its order from the global one, which the run has seeded for this epoch.
         for generator in _generators(self._loader):
             generator.manual_seed(derive(seed, "order", epoch))
-        return self.once()
+        if self._parts() == 1:
+            _set_epoch(self._loader, epoch)
+            return self._batches()
+        rounds = zip(*[self._batches()] * ranks.world(), strict=False)
+        return (batches[ranks.rank()] for batches in rounds)
 
     def once(self) -> Iterator[Batch]:
+        return itertools.islice(self._batches(), ranks.rank() if self._parts() > 1 else 0, None, self._parts())
+
+    def _parts(self) -> int:
+        """Into how many parts the run has to split the loader; one that splits by itself is left to do so."""
+        by_itself = isinstance(getattr(self._loader, "sampler", None), DistributedSampler)
+        return 1 if by_itself else ranks.world()
+
+    def _batches(self) -> Iterator[Batch]:
         empty = True
         for item in _whole_batches(self._loader) or self._loader:
             empty = False
-            yield self._batch(item)
+            yield as_batch(item, self._name, self._device)
         if empty:
             raise DataError(f"{self._name} gave no batch; give data that has batches every time it is gone through")
 
-    def _batch(self, item: Any) -> Batch:
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            got = f"{len(item)} parts" if isinstance(item, (tuple, list)) else f"a {type(item).__name__}"
-            raise DataError(f"{self._name} must give pairs (inputs, targets), got {got}")
-        inputs, targets = self._place(item[0]), self._place(item[1])
-        first = next((tensor for tensor in tensors([inputs, targets]) if tensor.ndim), None)
-        if first is None:
-            raise DataError(f"{self._name} must give tensors or arrays, got a pair of {shapes(inputs)}")
-        return Batch(inputs, targets, first.shape[0])
 
-    def _place(self, nest: Any) -> Any:
-        if isinstance(nest, Tensor):
-            return nest if nest.device == self._device else nest.to(self._device, non_blocking=True)
-        return map_tensors(self._place, _as_tensors(nest))
+def as_batch(item: Any, name: str, device: torch.device) -> Batch:
+    """The batch, on *device*, that a pair (inputs, targets) is, or a mapping that a model takes by name.
+
+    Raises `DataError`, naming *name*, for anything else.
+    """
+    if isinstance(item, Mapping):
+        inputs = _place(dict(item), device)
+        targets = inputs.get("labels")
+    elif isinstance(item, (tuple, list)) and len(item) == 2:
+        inputs, targets = _place(item[0], device), _place(item[1], device)
+    else:
+        got = f"{len(item)} parts" if isinstance(item, (tuple, list)) else f"a {type(item).__name__}"
+        raise DataError(f"{name} must give pairs (inputs, targets), or mappings that the model takes, got {got}")
+    first = next((tensor for tensor in tensors([inputs, targets]) if tensor.ndim), None)
+    if first is None:
+        raise DataError(f"{name} must give tensors or arrays, got a pair of {shapes(inputs)}")
+    return Batch(inputs, targets, first.shape[0])
+
+
+def _place(nest: Any, device: torch.device) -> Any:
+    if isinstance(nest, Tensor):
+        return nest if nest.device == device else nest.to(device, non_blocking=True)
+    return map_tensors(lambda tensor: _place(tensor, device), _as_tensors(nest))
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        sampler.set_epoch(epoch)
 
 
 def _whole_batches(loader: Any) -> Iterator[list[Tensor]] | None:
@@ -165,9 +206,11 @@ def as_source(data: Any, *, name: str, batch_size: int, device: torch.device) ->
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device of that name; ``auto`` is the first there is of cuda, mps, mtia and cpu."""
+    """The device of that name; ``auto`` is the first there is of cuda, mps, mtia and cpu, each rank its own."""
     if device != "auto":
         return torch.device(device)
+    if torch.cuda.is_available() and ranks.joined():
+        return torch.device("cuda", ranks.local_index())
     for kind in ("cuda", "mps", "mtia"):
         backend = getattr(torch, kind, None) if kind != "mps" else torch.backends.mps
         if backend is not None and backend.is_available():
@@ -193,6 +236,7 @@ def check_finite(name: str, inputs: Any, targets: Any) -> None:
 
 
 def _is_pair(data: Any) -> bool:
+    """Whether *data* is a pair of whole arrays."""
     return isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], (Tensor, np.ndarray))
 
 

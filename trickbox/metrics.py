@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trickbox import ranks
 from trickbox.data import Source, as_source
 from trickbox.errors import ConfigError
 from trickbox.nest import call
@@ -35,6 +36,17 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     tensor(0.5000)
     """
     return (outputs.argmax(1) == targets).float().mean()
+
+
+def loss_of_model(outputs: Any, targets: Any) -> Tensor:
+    """The loss that the model has computed by itself: ``outputs.loss``, or ``outputs["loss"]``."""
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if not isinstance(found, Tensor):
+        raise ConfigError(
+            f"loss: none was given, and the model's outputs, a {type(outputs).__name__}, hold none; pass loss=, such "
+            "as nn.CrossEntropyLoss(), or labels that make the model compute its own"
+        )
+    return found
 
 
 def default_metrics(outputs: Any, targets: Any) -> dict[str, Metric]:
@@ -94,10 +106,11 @@ class Meter:
             return {}
         values = iter(torch.cat([tensor for _, tensor, _ in self._found]).tolist())
         sums: dict[str, float] = {}
-        weights: dict[str, int] = {}
+        weights: dict[str, float] = {}
         for name, _, sizes in self._found:
             sums[name] = sums.get(name, 0.0) + sum(next(values) * size for size in sizes)
             weights[name] = weights.get(name, 0) + sum(sizes)
+        sums, weights = _over_ranks(sums), _over_ranks(weights)
         averages = {name: total / weights[name] for name, total in sums.items()}
         return averages | {name: float(metric.compute()) for name, metric in self._stateful.items()}
 
@@ -172,6 +185,10 @@ def evaluate(
             metrics = default_metrics(forward(model.to(place), sample.inputs), sample.targets)
     check_metrics(metrics)
     return measure(model.to(place), source, loss, Meter(metrics), forward)
+
+
+def _over_ranks(sums: Mapping[str, float]) -> dict[str, float]:
+    return dict(zip(sums, ranks.totals(list(sums.values())), strict=True))
 
 
 def _is_stateful(metric: Any) -> bool:

@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from trickbox.errors import ConfigError, near
 
 
-def resolve_monitor(trick: str, monitor: str, mode: str | None, metric_modes: Mapping[str, str | None]) -> str:
+def resolve_monitor(trick: str, monitor: str, mode: str | None, metric_modes: Mapping[str, str | None] | None) -> str:
     """Return the better direction of the metric *monitor*: ``min`` or ``max``; *mode* wins over what is declared.
 
     *metric_modes* are the metrics that a run records (`State.metric_modes`). To be called in `init`, so that
-    `ConfigError` comes before any training: for a metric that the run does not record, or one of unknown direction.
+    `ConfigError` comes before any training: for a metric that the run does not record, or one of unknown direction; and
+    again with each value, since a loop that measures by itself (None) tells its metrics only with the first ones.
 
     >>> resolve_monitor("early_stopping", "val_loss", None, {"train_loss": "min", "val_loss": "min"})
     'min'
     """
+    if metric_modes is None:
+        return mode or "min"
     if monitor not in metric_modes:
         needs_data = monitor.startswith("val_") and not any(name.startswith("val_") for name in metric_modes)
         fix = " Give validation data." if needs_data else near(monitor, metric_modes)
-        recorded = ", ".join(metric_modes)
+        recorded = ", ".join(metric_modes) or "none"
         raise ConfigError(f"{trick}: monitor must be a metric of this run ({recorded}), got {monitor!r}.{fix}")
     direction = mode or metric_modes[monitor]
     if direction is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from attrs import define, field
 from torch import Tensor, nn
 
 from trickbox.errors import ConfigError, near
@@ -25,8 +26,14 @@ def build_optimizer(
     Raises `ConfigError` for an optimizer of another model, or a factory that does not give one.
     """
     if isinstance(given, torch.optim.Optimizer):
-        _check_scales(given, state)
-        _repair(given, state, before)
+        held = {id(parameter) for group in given.param_groups for parameter in group["params"]}
+        if strangers := held - before:
+            raise ConfigError(
+                f"optimizer holds {len(strangers)} parameter tensors that are not of this model; build it from "
+                f"model.parameters(), or pass a factory such as partial(torch.optim.Adam, lr=0.01)"
+            )
+        for parameter in repair(given, state, before).values():
+            given.param_groups[0]["params"].append(parameter)
         return given
     if not callable(given):
         raise ConfigError(
@@ -67,46 +74,66 @@ def canonical(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict([*own, *sorted((pair for pair in named if _is_added(pair[0])), key=lambda pair: pair[0])])
 
 
-def write_scales(state: State) -> None:
-    """Write base value times the product of all factors into every parameter group, also into late ones."""
-    assert state.optimizer is not None
-    for name, factors in state.scales.items():
-        # Sorted, because a product of floats depends on its order and the order of tricks must not matter.
-        product = math.prod(sorted(factor(state) for factor in factors))
-        for group in state.optimizer.param_groups:
-            base = group.setdefault(f"base_{name}", _read(group, name))
-            _write(group, name, base * product)
+@define(eq=False)
+class Scaling:
+    """Around one step of an optimizer: every group gets its own values times all factors, then its own back."""
 
+    own: list[tuple[dict[str, Any], str, Any]] = field(factory=list)
 
-def restore_scales(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter group its own values back."""
-    for group in optimizer.param_groups:
-        for name in ("lr", "momentum", "weight_decay"):
-            if f"base_{name}" in group:
-                _write(group, name, group.pop(f"base_{name}"))
+    def write(self, optimizer: torch.optim.Optimizer, state: State) -> None:
+        """Write what each group says now times the product of all factors, also into groups that came late."""
+        self.put_back()  # a step that raised never came to its end
+        for name, factors in state.scales.items():
+            # Sorted, because a product of floats depends on its order and the order of tricks must not matter.
+            product = math.prod(sorted(factor(state) for factor in factors))
+            for group in optimizer.param_groups:
+                self.own.append((group, name, _own(group, name)))
+                _write(group, name, product)
+
+    def put_back(self) -> None:
+        """Give every group its own values back."""
+        for group, name, value in reversed(self.own):
+            _restore(group, name, value)
+        self.own.clear()
 
 
 def _check_scales(optimizer: torch.optim.Optimizer, state: State) -> None:
     for name in state.scales:
         for group in optimizer.param_groups:
-            _read(group, name)
+            _own(group, name)
 
 
-def _read(group: dict[str, Any], name: str) -> float:
+def rate(group: dict[str, Any]) -> float:
+    """The learning rate of a parameter group."""
+    return float(group["lr"])
+
+
+def _own(group: dict[str, Any], name: str) -> Any:
+    """What a group says now, a copy where it is a tensor. Raises `ConfigError` for what the optimizer does not have."""
     if name == "momentum" and "betas" in group:
-        return float(group["betas"][0])
+        return group["betas"]
     if name not in group:
         raise ConfigError(
             f"a trick scales {name}, which this optimizer does not have; its options are {', '.join(group)}"
         )
-    return float(group[name])
+    return group[name].clone() if isinstance(group[name], Tensor) else group[name]
 
 
-def _write(group: dict[str, Any], name: str, value: float) -> None:
+def _write(group: dict[str, Any], name: str, factor: float) -> None:
     if name == "momentum" and "betas" in group:
-        group["betas"] = (value, *group["betas"][1:])
+        first, *others = group["betas"]
+        group["betas"] = (first * factor, *others)
     elif isinstance(group[name], Tensor):
-        group[name].fill_(value)
+        group[name].mul_(factor)
+    else:
+        group[name] = group[name] * factor
+
+
+def _restore(group: dict[str, Any], name: str, value: Any) -> None:
+    if name == "momentum" and "betas" in group:
+        group["betas"] = value
+    elif isinstance(group[name], Tensor):
+        group[name].copy_(value)
     else:
         group[name] = value
 
@@ -116,9 +143,7 @@ def _is_added(name: str) -> bool:
 
 
 def _groups(given: OptimizerFactory, parameters: dict[str, nn.Parameter], options: dict[str, Options]) -> list[Any]:
-    for name in options:
-        if name not in parameters:
-            raise ConfigError(f"options are set for {name!r}, which is no parameter.{near(name, parameters)}")
+    _check_options(parameters, options)
     if not options:
         return list(parameters.values())
     groups: dict[Options, list[nn.Parameter]] = {}
@@ -132,26 +157,58 @@ def _groups(given: OptimizerFactory, parameters: dict[str, nn.Parameter], option
     ]
 
 
-def _repair(optimizer: torch.optim.Optimizer, state: State, before: set[int]) -> None:
+def repair(optimizer: torch.optim.Optimizer, state: State, before: set[int]) -> dict[str, nn.Parameter]:
+    """Fit an optimizer that exists to the model as the tricks left it; *before* are the ids of the earlier parameters.
+
+    Parameters that are gone leave it, those that tricks added join the group of the layer that they belong to, single
+    parameters with options of their own move to a copy of their group, and all others keep their state. Returns what
+    tricks added to layers that this optimizer does not train.
+    Raises `ConfigError` where a trick scales what the optimizer does not have.
+    """
+    _check_scales(optimizer, state)
     held = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    if strangers := held.keys() - before:
-        raise ConfigError(
-            f"optimizer holds {len(strangers)} parameter tensors that are not of this model; build it from "
-            f"model.parameters(), or pass a factory such as partial(torch.optim.Adam, lr=0.01)"
-        )
-    if state.parameter_options:
-        raise ConfigError("a trick sets options of single parameters; pass a factory as optimizer, not a built one")
     parameters = canonical(state.model)
     present = {id(parameter) for parameter in parameters.values()}
     for group in optimizer.param_groups:
-        for gone in [parameter for parameter in group["params"] if id(parameter) not in present]:
+        for gone in [p for p in group["params"] if id(p) in before and id(p) not in present]:
             optimizer.state.pop(gone, None)
-        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) in present]
+        group["params"][:] = [p for p in group["params"] if id(p) not in before or id(p) in present]
+    left = {}
     for name, parameter in parameters.items():
-        if id(parameter) not in before:
+        if id(parameter) not in before and id(parameter) not in held:
             neighbors = [held.get(id(p)) for p in _neighbors(name, parameters, state.surgery.converted())]
-            group = next((group for group in neighbors if group is not None), optimizer.param_groups[0])
-            group["params"].append(parameter)
+            home = next((group for group in neighbors if group is not None), None)
+            if home is None:
+                left[name] = parameter
+            else:
+                home["params"].append(parameter)
+    _regroup(optimizer, parameters, state.parameter_options)
+    return left
+
+
+def _regroup(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], options: dict[str, Options]
+) -> None:
+    """Move the parameters that have options into copies of their groups, one copy for equal options."""
+    _check_options(parameters, options)
+    by_id = {id(parameters[name]): option for name, option in options.items()}
+    for group in list(optimizer.param_groups):
+        moved: dict[Options, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if id(parameter) in by_id:
+                moved.setdefault(by_id[id(parameter)], []).append(parameter)
+        group["params"][:] = [p for p in group["params"] if id(p) not in by_id]
+        for option, members in moved.items():
+            changed = {"params": members, "lr": group["lr"] * option.lr}
+            optimizer.param_groups.append(
+                {**group, **changed, **({} if option.weight_decay else {"weight_decay": 0.0})}
+            )
+
+
+def _check_options(parameters: dict[str, nn.Parameter], options: dict[str, Options]) -> None:
+    for name in options:
+        if name not in parameters:
+            raise ConfigError(f"options are set for {name!r}, which is no parameter.{near(name, parameters)}")
 
 
 def _neighbors(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from trickbox.data import Source
 from trickbox.hooks import hookimpl
 from trickbox.metrics import Forward, Meter, measure
-from trickbox.optimization import write_scales
+from trickbox.run import evaluates_closure
 from trickbox.state import State
 
 
@@ -16,31 +19,44 @@ class Core:
 
     def __init__(self, forward: Forward) -> None:
         self.forward = forward
+        self.model: Any = None
+        """The model inside what `wrap` has put around it."""
         self.valid: Source | None = None
         self.meter = Meter({})
+        self.window = 0
+        """How many samples an update is expected to have, where several batches share one."""
 
     @hookimpl
     def compute_loss(self, state: State) -> Tensor:
-        state.outputs = self.forward(state.model, state.batch.inputs)
-        return state.loss(state.outputs, state.batch.targets)
+        state.outputs = self.forward(self.model, state.batch.inputs)
+        return state.loss(state.outputs, state.batch.targets)  # type: ignore[misc]
 
     @hookimpl
     def backward(self, state: State) -> bool:
-        state.batch_loss.backward()
+        loss = state.batch_loss
+        if state.batches_per_update > 1:
+            loss = loss * (state.batch.size / self.window)
+        loss.backward()
         return True
 
     @hookimpl
     def update(self, state: State) -> bool:
-        if state.scales:
-            write_scales(state)
-        state.optimizer.step()  # type: ignore[union-attr]
-        state.optimizer.zero_grad()  # type: ignore[union-attr]
-        return True
+        optimizer, before = state.optimizer, state.step
+        assert optimizer is not None
+        if state.take_step is not None:
+            state.take_step(optimizer)
+        elif evaluates_closure(optimizer):
+            optimizer.step(torch.enable_grad()(state.replay))  # type: ignore[arg-type]
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
+        return state.step > before
 
     @hookimpl
     def validate(self, state: State) -> dict[str, float]:
         if self.valid is None:
             return {}
+        assert state.loss is not None
         # What a loader draws here is harmless: every epoch starts from seeds of its own.
-        found = measure(state.model, self.valid, state.loss, self.meter, self.forward)
+        found = measure(self.model, self.valid, state.loss, self.meter, self.forward)
         return {f"val_{name}": value for name, value in found.items()}

@@ -1,12 +1,13 @@
-"""One run, step by step: the session fires the hooks. `fit`, hand-written loops and adapters all stand on it."""
+"""One run, step by step: a `Run` that owns data, optimizer, device and the global generators. `fit` stands on it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from types import TracebackType
@@ -16,19 +17,27 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from trickbox.box import Box
-from trickbox.checks import check_loss, check_settings, check_valid, plan_surgery
-from trickbox.data import KeptGenerators, Source, as_source, check_finite, find_device, length
+from trickbox import ranks
+from trickbox.checks import (
+    check_loss,
+    check_model,
+    check_settings,
+    check_untouched,
+    check_valid,
+    check_wrapped,
+    plan_surgery,
+)
+from trickbox.data import KeptGenerators, Source, as_batch, as_source, check_finite, find_device, length
 from trickbox.errors import ConfigError
 from trickbox.history import History
-from trickbox.hooks import HOOKS
-from trickbox.metrics import MODES, Forward, Meter, check_metrics, default_metrics
+from trickbox.metrics import MODES, Forward, Meter, check_metrics, default_metrics, loss_of_model
 from trickbox.nest import call
-from trickbox.optimization import OptimizerFactory, build_optimizer, keep_groups, restore_scales
+from trickbox.optimization import OptimizerFactory, build_optimizer, keep_groups
 from trickbox.phases import Core
-from trickbox.state import Batch, Loss, State
-from trickbox.streams import GlobalState, Streams
-from trickbox.surgery import forget_trained, undo
+from trickbox.run import Run, Wrap
+from trickbox.state import Batch, Loss
+from trickbox.streams import GlobalState, GlobalStreams
+from trickbox.surgery import undo
 
 
 @frozen
@@ -53,7 +62,7 @@ def versions() -> dict[str, str]:
     return {"trickbox": version("trickbox"), "torch": torch.__version__, "python": platform.python_version()}
 
 
-class Session:
+class Session(Run):
     """One training run, to be used as a context manager; see `fit` for the arguments.
 
     >>> net, data = nn.Linear(2, 2), (torch.randn(8, 2), torch.zeros(8, dtype=torch.long))
@@ -71,52 +80,53 @@ class Session:
         train: Any,
         valid: Any = None,
         *,
-        loss: Loss,
+        loss: Loss | None = None,
         optimizer: OptimizerFactory | torch.optim.Optimizer,
         tricks: Any = (),
-        max_epochs: int,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
         batch_size: int = 32,
         metrics: Mapping[str, Any] | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
         forward: Forward = call,
+        wrap: Wrap | None = None,
     ) -> None:
-        check_settings(model, loss, max_epochs, batch_size, seed, metrics)
+        check_model(model)
+        check_untouched(model)
+        check_settings(loss, max_epochs, max_steps, batch_size, seed, metrics)
+        ranks.check_joined()
         self._core = Core(forward)
-        self._box = Box(tricks, self._core)
-        self._model = model
-        self._optimizer = optimizer
+        super().__init__(model, tricks, seed=seed, forward=forward, wrap=wrap, core=self._core)
+        self._given_optimizer = optimizer
         self._device = find_device(device)
         self._train = as_source(train, name="train", batch_size=batch_size, device=self._device)
         self._valid: Source | None = None
         if valid is not None:
             self._valid = as_source(valid, name="valid", batch_size=batch_size, device=self._device)
         self._kept = KeptGenerators(train, valid)
-        self._loss = loss
+        self._loss = loss_of_model if loss is None else loss
         self._metrics = metrics
-        self._max_epochs = max_epochs
-        self._seed = seed
+        self._max_epochs, self._max_steps = max_epochs, max_steps
         self._seconds: list[float] = []
-
-    @property
-    def state(self) -> State:
-        """What the run knows now. Raises `ConfigError` before the session is entered."""
-        if not hasattr(self, "_state"):
-            raise ConfigError("the session is not open yet; use it in a with statement")
-        return self._state
+        self._broken_off = 0
+        self._handed: Batch | None = None
+        self._own_batches = 0
+        self._window: list[tuple[Batch, int]] = []
 
     def __enter__(self) -> Self:
         if hasattr(self, "_state"):
             raise ConfigError("a session is one run and cannot be opened again; make a new Session")
-        self._globals = GlobalState()
-        put_optimizer_back = keep_groups(self._optimizer)
+        before = GlobalState()
+        put_optimizer_back = keep_groups(self._given_optimizer)
         try:
             self._open()
         except BaseException as error:
             self._explain(error)
             undo(self._model)
             put_optimizer_back()
-            self._put_back()
+            before.put_back()
+            self._kept.put_back()
             raise
         return self
 
@@ -126,168 +136,214 @@ class Session:
         try:
             self._end(error)
         finally:
-            self._put_back()
+            self._globals.put_back()
+            self._kept.put_back()
 
     def epochs(self) -> Iterator[int]:
         """The epochs; when the body of one ends, its tail runs: validate, `epoch_end`, history row."""
         state = self.state
-        for epoch in range(self._max_epochs):
+        for epoch in itertools.count() if self._max_epochs is None else range(self._max_epochs):
             self._start_epoch(epoch)
             started = time.perf_counter()
             yield epoch
+            self._flush()
             self._synchronize()
             self._seconds.append(time.perf_counter() - started)
             self._finish_epoch()
-            if state.stop_reason:
+            if state.stop_reason or self._enough():
                 return
 
     def batches(self) -> Iterator[Batch]:
         """The training batches of this epoch, on the device, after the `batch` hooks."""
-        state, streams, batch_hook = self.state, self.state.streams, self._batch
-        for index, batch in enumerate(self._train.epoch(self._seed, state.epoch)):
-            state.batch_index = index
-            state.batch = batch
-            streams.advance(index)
-            if batch_hook is not None:
-                self._guarded(batch_hook)
-            yield state.batch
+        state, batch_hook = self.state, self._calls["batch"]
+        complete = False
+        try:
+            for index, batch in enumerate(self._train.epoch(self._seed, state.epoch)):
+                self._start_batch(index)
+                state.batch = batch
+                if batch_hook is not None:
+                    self._guarded(batch_hook)
+                self._handed = state.batch
+                yield state.batch
+                if self._enough():
+                    break
+            complete = True
+        finally:
+            self._broken_off += not complete
 
-    def step(self, batch: Batch, loss: Tensor | None = None, outputs: Any = None) -> Tensor:
+    def step(self, batch: Any, loss: Tensor | None = None, outputs: Any = None) -> Tensor:
         """Train on one batch: loss, gradients, update. Returns the loss, on the device.
 
-        With *loss*, computed by the caller, only gradients and update run; give *outputs* too for training metrics.
+        A *batch* of your own, ``(inputs, targets)``, goes through the `batch` hooks first. With *loss*, computed by
+        the caller and not scaled, only gradients and update run; give *outputs* too for training metrics.
         Raises `ConfigError` when a trick acts on the loss that the caller computes.
         """
         state = self.state
-        state.batch, state.outputs = batch, outputs
+        state.batch = self._handed if batch is self._handed is not None else self._own_batch(batch, loss)
+        state.outputs = outputs
+        self._window.append((state.batch, state.batch_index))
         try:
             if loss is None:
                 loss = self._compute_loss(state)
             elif self._loss_is_tricked:
                 raise ConfigError("a trick acts in compute_loss, which a loss handed to step() passes by")
+            if len(self._window) == 1:
+                self._core.window = state.batches_per_update * state.batch.size
             state.batch_loss = loss
             self._backward(state)
-            if self._update(state):
-                state.step += 1
+            if len(self._window) >= state.batches_per_update:
+                self._update_once()
         except Exception as error:
             self._explain(error)
             raise
-        self._meter.add(state.outputs, state.batch.targets, loss, batch.size)
+        self._meter.add(state.outputs, state.batch.targets, loss, state.batch.size)
         return loss
 
     def result(self) -> Result:
         """What the run leaves behind so far."""
         state = self.state
-        reason = state.stop_reason or f"max_epochs: all {self._max_epochs} epochs are done"
+        reason = state.stop_reason or self._ending()
         return Result(self._model, state.history, dict(state.metrics), reason, self._record(), list(self._seconds))
 
     # -- the stages ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        before = {id(parameter) for parameter in self._model.parameters()}
-        self._state = state = self._plan()
-        self._box.init(state)
-        state.optimizer = build_optimizer(self._optimizer, state, before)
-        state.optimizer.zero_grad()
-        self._compile()
-        if self._fit_start is not None:
-            self._fit_start(state)
-
-    def _plan(self) -> State:
         self._model.to(self._device)
         sample = self._train.sample()
         check_finite("train", *sample)
-        streams = Streams(self._seed, self._device)
-        surgery = plan_surgery(self._model, sample, self._core.forward)
-        found = default_metrics(surgery.tape.output, sample.targets)
-        metrics = dict(found if self._metrics is None else self._metrics)
-        check_metrics(metrics)
+        surgery = plan_surgery(self._model, sample, self._forward, "train")
+        metrics = self._make_meters(surgery.tape.output, sample)
         check_loss("train", self._loss, surgery.tape.output, sample)
         if self._valid is not None:
-            check_valid(self._model, self._loss, self._valid.sample(), self._core.forward)
-        classes = isinstance(sample.targets, Tensor) and not sample.targets.is_floating_point()
-        self._meter = Meter(metrics, classes)
-        self._core.valid, self._core.meter = self._valid, Meter(metrics)
+            check_valid(self._model, self._loss, self._valid.sample(), self._forward)
         modes: dict[str, str | None] = {}
         for side in ("train", "val") if self._valid is not None else ("train",):
             modes |= {f"{side}_{name}": MODES.get(name) for name in ("loss", *metrics)}
-        return State(
-            model=self._model,
-            loss=self._loss,
-            device=self._device,
-            streams=streams,
+        self._begin(
+            sample,
             surgery=surgery,
-            history=History(),
+            loss=self._loss,
             max_epochs=self._max_epochs,
+            max_steps=self._max_steps,
             batches_per_epoch=length(self._train),
-            batch=sample,
             metric_modes=modes,
         )
+        check_wrapped(self._wrapped)
+        self._core.model = self._wrapped
+        state = self._state
+        state.optimizer = build_optimizer(self._given_optimizer, state, self._before)
+        state.optimizer.zero_grad()
+        state.again = self._passes = self._replay
+        self._follow(state.optimizer)
+        self._globals = GlobalStreams(state.streams)
+        self._compute_loss, self._backward = self._answered("compute_loss"), self._answered("backward")
+        self._validate, self._answered_update = self._answered("validate"), self._answered("update")
+        self._loss_is_tricked = any(name != "core" for name, _ in self._box.each("compute_loss")) or bool(
+            self._box.wrappers("compute_loss")
+        )
+        self._fire("fit_start")
 
-    def _compile(self) -> None:
-        calls = {hook: self._box.compiled(hook) for hook in HOOKS}
-        self._fit_start, self._epoch_start = calls["fit_start"], calls["epoch_start"]
-        self._batch, self._epoch_end = calls["batch"], calls["epoch_end"]
-        self._compute_loss = _phase(calls, "compute_loss")
-        self._backward, self._update = _phase(calls, "backward"), _phase(calls, "update")
-        self._validate = _phase(calls, "validate")
-        self._loss_is_tricked = any(name != "core" for name, _ in self._box.each("compute_loss"))
+    def _make_meters(self, output: Any, sample: Batch) -> dict[str, Any]:
+        metrics = dict(default_metrics(output, sample.targets) if self._metrics is None else self._metrics)
+        check_metrics(metrics)
+        classes = isinstance(sample.targets, Tensor) and not sample.targets.is_floating_point()
+        self._meter = Meter(metrics, classes)
+        self._core.valid, self._core.meter = self._valid, Meter(metrics)
+        return metrics
+
+    def _answered(self, phase: str) -> Any:
+        function = self._calls[phase]
+        assert function is not None, f"the core answers {phase}"
+        return function
 
     def _start_epoch(self, epoch: int) -> None:
-        state = self.state
-        state.epoch = epoch
-        state.streams.start_epoch(epoch)
+        self._move(epoch, 0)
+        self._globals.start_epoch(epoch)
         self._meter.reset()
+        self._own_batches = 0
         self._model.train()
-        if self._epoch_start is not None:
-            self._guarded(self._epoch_start)
+        self._fire("epoch_start")
+
+    def _start_batch(self, index: int) -> None:
+        if index:
+            self._move(self._state.epoch, index)
+            self._globals.advance(index)
+
+    def _own_batch(self, batch: Any, loss: Tensor | None) -> Batch:
+        """A batch that `batches` has not given; where the caller has the loss already, nothing can act on it."""
+        state = self._state
+        state.batch = batch if isinstance(batch, Batch) else as_batch(batch, "step", self._device)
+        if loss is None:
+            self._fire("batch")
+        return state.batch
+
+    def _update_once(self) -> None:
+        """Fire `update` for the batches since the last one."""
+        self._weigh()
+        self._updating = True
+        try:
+            self._answered_update(self._state)
+        finally:
+            self._updating = False
+            self._window.clear()
+
+    def _weigh(self) -> None:
+        """Where an update got other samples than expected, such as the last of an epoch, make its gradients a mean."""
+        samples = sum(batch.size for batch, _ in self._window)
+        if self._state.batches_per_update > 1 and samples != self._core.window:
+            gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, self._core.window / samples)
+
+    def _flush(self) -> None:
+        """Make the update that the last batches of an epoch wait for."""
+        if self._window:
+            self._guarded(lambda _: self._update_once())
+
+    def _replay(self) -> Tensor:
+        state, batch, outputs = self._state, self._state.batch, self._state.outputs
+        assert state.optimizer is not None
+        state.optimizer.zero_grad()
+        for one, index in self._window:
+            self._move(state.epoch, index)
+            self._globals.advance(index)
+            state.batch = one
+            state.batch_loss = self._compute_loss(state)
+            self._backward(state)
+        self._weigh()
+        state.batch, state.outputs = batch, outputs
+        return state.batch_loss.detach()  # type: ignore[no-any-return]
 
     def _finish_epoch(self) -> None:
-        state = self.state
+        state = self._state
         trained = {f"train_{name}": value for name, value in self._meter.result().items()}
+        state.evaluated = None
         state.metrics = trained | self._guarded(self._validate)
         if not math.isfinite(trained.get("train_loss", 0.0)):
             reason = f"diverged: train_loss is {trained['train_loss']} in epoch {state.epoch}"
-            warnings.warn(f"{reason}; training stops. A smaller learning rate usually helps", stacklevel=4)
+            if ranks.rank() == 0:
+                warnings.warn(f"{reason}; training stops. A smaller learning rate usually helps", stacklevel=4)
             state.stop(reason)
-        if self._epoch_end is not None:
-            self._guarded(self._epoch_end)
-        assert state.optimizer is not None
-        rate = float(state.optimizer.param_groups[0]["lr"])
-        state.history.rows.append({"epoch": state.epoch, "step": state.step, **state.metrics, "lr": rate})
+        self._fire("epoch_end")
+        self._write_row()
 
-    def _end(self, first: BaseException | None) -> None:
-        """Fire `fit_end` for every trick, whatever another one raises; the first error of the run is the one raised."""
-        errors = []
-        for _, function in self._box.each("fit_end"):
-            try:
-                self._guarded(function)
-            except BaseException as error:
-                errors.append(error)
-        forget_trained(self._model)
-        if self.state.optimizer is not None:
-            restore_scales(self.state.optimizer)
-        if errors and first is None:
-            raise errors[0]
-        for later in errors:
-            assert first is not None
-            first.add_note(f"then fit_end failed too: {type(later).__name__}: {later}")
+    def _enough(self) -> bool:
+        return self._max_steps is not None and self._state.step >= self._max_steps
 
-    def _guarded(self, function: Callable[[State], Any]) -> Any:
+    def _ending(self) -> str:
+        """Why a run ended that no trick has stopped: its length is done, or the loop was left early."""
+        state, done = self._state, len(self._state.history)
+        if self._enough():
+            return f"max_steps: all {self._max_steps} steps are done"
+        if done == self._max_epochs and not self._broken_off:
+            return f"max_epochs: all {self._max_epochs} epochs are done"
+        planned = f" of {self._max_epochs}" if self._max_epochs is not None else ""
+        reason = (
+            f"the loop ended early: {done}{planned} epochs, {self._broken_off} of them broken off, {state.step} steps"
+        )
         try:
-            return function(self._state)
-        except Exception as error:
-            self._explain(error)
-            raise
-
-    def _explain(self, error: BaseException) -> None:
-        blamed = self._box.blame(error)
-        if blamed is not None and hasattr(self, "_state"):
-            error.add_note(f"raised in {blamed}, epoch {self._state.epoch}, step {self._state.step}")
-
-    def _put_back(self) -> None:
-        self._globals.put_back()
-        self._kept.put_back()
+            return f"{reason} of {state.total_steps}; schedules came to {state.progress:.0%} of their way"
+        except ConfigError:  # nobody knows how long it was to be
+            return reason
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
@@ -301,10 +357,4 @@ class Session:
             "device": str(self._device),
             "threads": torch.get_num_threads(),
             "versions": versions(),
-        }
-
-
-def _phase(calls: Mapping[str, Callable[[State], Any] | None], hook: str) -> Callable[[State], Any]:
-    function = calls[hook]
-    assert function is not None, f"the core answers {hook}"
-    return function
+        } | ({"ranks": ranks.world()} if ranks.world() > 1 else {})

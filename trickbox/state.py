@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field, frozen
 
 from trickbox.errors import ConfigError, near
+from trickbox.history import History
+from trickbox.surgery import Clock, Draws
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from trickbox.history import History
     from trickbox.streams import Streams
-    from trickbox.surgery import Surgery
+    from trickbox.surgery import Site, Surgery
 
 Loss = Callable[[Any, Any], "Tensor"]
 SCALABLE = ("lr", "momentum", "weight_decay")
@@ -49,41 +50,55 @@ class Options:
 class State:
     """What a run knows now. A trick reads what it needs and writes only what its hook allows.
 
-    `epoch` and `batch_index` count from 0; `step` counts the updates made so far.
+    `epoch` and `batch_index` count from 0; `step` counts the updates made so far. In a loop that somebody else drives,
+    what that loop has not told is None.
     """
 
     model: nn.Module
-    loss: Loss
     device: torch.device
     streams: Streams
     surgery: Surgery
-    history: History
-    max_epochs: int
-    batches_per_epoch: int | None
     batch: Batch
-    metric_modes: Mapping[str, str | None]
-    """The metrics that this run records, each with its better direction: ``min``, ``max`` or unknown."""
+    loss: Loss | None = None
+    history: History = field(factory=History)
+    max_epochs: int | None = None
+    batches_per_epoch: int | None = None
+    max_steps: int | None = None
+    metric_modes: Mapping[str, str | None] | None = None
+    """The metrics that this run records, each with its better direction: ``min``, ``max`` or unknown. None where the
+    loop measures by itself: then they are known when it hands the first ones over."""
 
+    has_loop: bool = True
+    """False where tricks only edit, or explain what they would do."""
     batches_per_update: int = 1
-    """A trick that accumulates gradients sets it in `init`, so that schedules know how many updates there will be."""
+    """How many batches share one update. A trick sets it in `init`; the run then accumulates their gradients."""
     optimizer: torch.optim.Optimizer | None = None
+    take_step: Callable[[torch.optim.Optimizer], Any] | None = None
+    """How the run's own update steps the optimizer, where that is not ``optimizer.step()``."""
     outputs: Any = None
     batch_loss: Any = None
     epoch: int = 0
     batch_index: int = 0
     step: int = 0
     metrics: dict[str, float] = field(factory=dict)
+    evaluated: Mapping[str, Tensor] | None = None
+    """The state dict that the validation metrics of this epoch belong to, where that is not the model's own."""
     stop_reason: str | None = None
+    clock: Clock = field(factory=Clock)
     scales: dict[str, list[Callable[[State], float]]] = field(factory=dict)
     parameter_options: dict[str, Options] = field(factory=dict)
+    idle: set[tuple[str, str]] = field(factory=set)
+    again: Callable[[], Tensor] | None = None
 
     @property
     def total_steps(self) -> int:
-        """Updates in the whole run. Raises `ConfigError` where the training data does not tell its length."""
-        if self.batches_per_epoch is None:
+        """Updates in the whole run. Raises `ConfigError` where neither the data nor the caller tells its length."""
+        if self.max_steps is not None:
+            return self.max_steps
+        if self.batches_per_epoch is None or self.max_epochs is None:
             raise ConfigError(
-                "the length of the run is asked for, but the training data has no len(); "
-                "give an iterable with __len__, a DataLoader or tensors"
+                "the length of the run is asked for, but nothing tells it: give max_steps, or training data with a "
+                "len(); to attach, epochs and steps_per_epoch, or steps"
             )
         return self.max_epochs * math.ceil(self.batches_per_epoch / self.batches_per_update)
 
@@ -93,23 +108,31 @@ class State:
         return min(self.step / self.total_steps, 1.0)
 
     def scale(self, name: str, factor: Callable[[State], float]) -> None:
-        """Multiply a hyper-parameter of the optimizer by *factor* of the state, asked just before every update.
+        """Multiply a hyper-parameter of the optimizer by *factor* of the state, around every step of the optimizer.
 
-        Factors of several tricks multiply, whatever their order. *name* is one of lr, momentum (of Adam: the first
-        beta) and weight_decay. Cost: one call of *factor* an update.
+        Just before the step each parameter group gets its own value times all factors, whatever their order; right
+        after it, its own value back. So it goes together with schedulers of the caller. *name* is one of lr, momentum
+        (of Adam: the first beta) and weight_decay. Cost: one call of *factor* an update.
         """
         if name not in SCALABLE:
             raise ConfigError(f"only {', '.join(SCALABLE)} can be scaled, got {name!r}.{near(name, SCALABLE)}")
-        factor(self)  # what is wrong with it shall show before any training
+        if self.has_loop:
+            factor(self)  # what is wrong with it shall show before any training
         self.scales.setdefault(name, []).append(factor)
-        self.surgery.note(name, "scaled before every update")
+        self.surgery.note(name, "scaled around every update")
 
     def stream(self) -> torch.Generator:
-        """The random generator of the trick whose `init` is running: keep it, and draw from nothing else.
+        """The random generator of the trick whose `init` is running: keep it, and draw in `batch` from nothing else.
 
-        It moves along with the run: in every training batch it starts from (seed, trick, epoch, batch).
+        It moves along with the run: in every training batch it starts from (seed, trick, epoch, batch, rank).
         """
         return self.streams[f"trick:{self.surgery.acting}"]
+
+    def draws(self, site: Site, calls: int = 1) -> Draws:
+        """What a layer that the acting trick puts at *site* draws from, *calls* times in a forward: see `Draws`."""
+        self.surgery.tick(self.clock)
+        key = self.streams.derive(f"trick:{self.surgery.acting}", site.label)
+        return Draws(key, self.clock, calls)
 
     def options(self, parameter: str, options: Options) -> None:
         """Set how the parameter of that name is optimized; to be called in `init`. What several tricks set combines."""
@@ -118,6 +141,23 @@ class State:
         self.parameter_options[parameter] = combined
         decay = "" if options.weight_decay else ", no weight decay"
         self.surgery.note(parameter, f"rate times {options.lr:g}{decay}")
+
+    def decline(self, *hooks: str) -> None:
+        """Say in `init` that, with its settings, the acting trick does nothing in *hooks*: they then cost nothing."""
+        self.idle |= {(self.surgery.acting, hook) for hook in hooks}
+
+    def replay(self) -> Tensor:
+        """Compute loss and gradients of this update once more, from zero: same batches, same draws, all tricks.
+
+        `batch` does not fire again. To be called in `update`. Returns the loss of the last batch. Raises `ConfigError`
+        in a loop that makes its passes itself. Cost: the forward and backward of one update.
+        """
+        if self.again is None:
+            raise ConfigError(
+                "a second pass over the batch is asked for, but this loop makes its passes itself; use Session or fit, "
+                "or hand a closure to optimizer.step"
+            )
+        return self.again()
 
     def stop(self, reason: str) -> None:
         """Ask the run to end after this epoch. The first reason stays."""

@@ -46,7 +46,7 @@ def trick(cls: type[T]) -> type[T]:
     Raises `TypeError` for a hook's name without `hookimpl`, a misspelt hook, a hook with other arguments than
     ``(self, state)``, a setting without validator, or a class without docstring.
 
-    >>> from trickbox.hooks import hookimpl
+    >>> from trickbox.authoring import hookimpl
     >>> @trick
     ... class Greet:
     ...     '''Say hello once.'''
@@ -201,7 +201,8 @@ def _check_hooks(cls: type) -> None:
     for name, member in inspect.getmembers_static(cls, _is_method):
         marker = _marker(member)
         if marker is None and name in HOOKS:
-            raise TypeError(f"{cls.__name__}.{name} has the name of a hook: decorate it with trickbox.hookimpl")
+            where = f"{cls.__name__}.{name}"
+            raise TypeError(f"{where} has the name of a hook: decorate it with trickbox.authoring.hookimpl")
         if marker is not None:
             _check_hook(cls, name, member, marker)
 

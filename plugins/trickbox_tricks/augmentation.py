@@ -8,7 +8,7 @@ import torch
 from attrs import field
 from torch import Tensor
 
-from trickbox import Batch, ConfigError, NoEffectError, State, hookimpl, interval, map_tensors, tensors, trick
+from trickbox.authoring import Batch, ConfigError, NoEffectError, State, hookimpl, interval, map_tensors, tensors, trick
 
 
 def jitter(x: Tensor, sd: float, generator: torch.Generator) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from attrs import field, validators
 from torch import Tensor, nn
 
-from trickbox import (
+from trickbox.authoring import (
     POOLS,
     WEIGHT_LAYERS,
+    Draws,
     Event,
     Rank,
     Site,
@@ -51,22 +52,20 @@ def channel_dropout(x: Tensor, p: float, generator: torch.Generator | None = Non
     return x * mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
-KINDS = {"element": element_dropout, "channel": channel_dropout}
-
-
 class StreamDropout(nn.modules.dropout._DropoutNd):
-    """A dropout layer that draws from a generator of its own; *kind* is ``element`` or ``channel``."""
+    """A dropout layer whose masks are functions of numbers; *kind* is ``element`` or ``channel``."""
 
-    def __init__(self, p: float, kind: str, generator: torch.Generator) -> None:
+    def __init__(self, p: float, kind: str, draws: Draws) -> None:
         super().__init__(p)
         self.kind = kind
-        self.generator = generator
+        self.draws = draws
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop in training; in eval mode and at rate 0, *x* itself, and nothing is drawn."""
         if not self.training or self.p == 0:
             return x
-        return KINDS[self.kind](x, self.p, self.generator)
+        shape = x.shape if self.kind == "element" else x.shape[:2] + (1,) * (x.ndim - 2)
+        return x * self.draws.bernoulli(shape, 1 - self.p, x).div_(1 - self.p)
 
     def extra_repr(self) -> str:
         """The rate and the kind."""
@@ -114,11 +113,12 @@ class Dropout:
     @hookimpl
     def init(self, state: State) -> None:
         """Attach, or adjust what is there."""
-        surgery, generator = state.surgery, state.stream()
+        surgery = state.surgery
         planned = [(site, self._place(surgery, site), self._existing(surgery, site)) for site in self._sites(surgery)]
         acted = []
         for site, place, existing in planned:
-            new = StreamDropout(self._rate(site), self._kind(site), generator)
+            calls = 1 if existing is None else surgery.tape.calls(existing.path)
+            new = StreamDropout(self._rate(site), self._kind(site), state.draws(site, calls))
             if existing is None:
                 insert = surgery.insert_before if self.where == "before_head" else surgery.insert
                 insert(place, new, Rank.DROPOUT)
@@ -182,7 +182,7 @@ def _adjust(surgery: Surgery, site: Site, existing: Event, new: StreamDropout) -
     if place is None:
         surgery.skip(site, f"a {existing.name} follows, which only the model's own code can change")
         return False
-    if isinstance(place.module, StreamDropout) and place.module.generator is new.generator:
+    if isinstance(place.module, StreamDropout) and place.module.draws.clock is new.draws.clock:
         if place.module.p != new.p:
             surgery.skip(site, f"its dropout {place.path} serves another layer too, with rate {place.module.p}")
         return place.module.p == new.p

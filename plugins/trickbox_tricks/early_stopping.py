@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from attrs import field
 from attrs.validators import optional
 
-from trickbox import (
+from trickbox.authoring import (
     State,
     choice,
     flag,
@@ -70,6 +70,7 @@ class EarlyStopping:
     """
 
     family: ClassVar = "stopping"
+    after: ClassVar = ("averaging",)
     off: ClassVar = {"patience": 10**9, "restore_best_weights": False}
     tunes: ClassVar = ("patience",)
 
@@ -81,7 +82,6 @@ class EarlyStopping:
     start_from_epoch: int = field(default=0, validator=integer(0))
     restore_best_weights: bool = field(default=True, validator=flag())
 
-    direction: str = field(init=False, repr=False, default="")
     values: list[float] = field(init=False, repr=False, factory=list)
     best_weights: dict[str, Any] | None = field(init=False, repr=False, default=None)
     best_metrics: dict[str, float] = field(init=False, repr=False, factory=dict)
@@ -89,15 +89,16 @@ class EarlyStopping:
     @hookimpl
     def init(self, state: State) -> None:
         """Check that the metric can be watched."""
-        self.direction = resolve_monitor("early_stopping", self.monitor, self.mode, state.metric_modes)
+        resolve_monitor("early_stopping", self.monitor, self.mode, state.metric_modes)
 
     @hookimpl
     def epoch_end(self, state: State) -> None:
         """Look at the metric: keep the weights when it is the best, stop when patience is over."""
+        direction = resolve_monitor("early_stopping", self.monitor, self.mode, state.metric_modes)
         self.values.append(state.metrics[self.monitor])
         best_epoch, stop = early_stop(
             self.values,
-            mode=self.direction,
+            mode=direction,
             patience=self.patience,
             min_delta=self.min_delta,
             baseline=self.baseline,
@@ -105,7 +106,8 @@ class EarlyStopping:
         )
         if self.restore_best_weights and best_epoch == len(self.values) - 1:
             # A state dict holds references to the weights, which the next update changes.
-            self.best_weights = map_tensors(lambda tensor: tensor.clone(), state.model.state_dict())
+            evaluated = state.evaluated or state.model.state_dict()
+            self.best_weights = map_tensors(lambda tensor: tensor.clone(), evaluated)
             self.best_metrics = dict(state.metrics)
         if stop:
             best = "" if best_epoch is None else f" (best {self.values[best_epoch]:.4g} in epoch {best_epoch})"

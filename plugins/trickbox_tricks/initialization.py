@@ -11,7 +11,7 @@ import torch
 from attrs import field
 from torch import Tensor, nn
 
-from trickbox import (
+from trickbox.authoring import (
     CONVOLUTIONS,
     NORMS,
     WEIGHT_LAYERS,

@@ -8,7 +8,18 @@ import torch
 from attrs import field
 from torch import Tensor, nn
 
-from trickbox import Batch, ConfigError, NoEffectError, State, forked, hookimpl, interval, map_tensors, tensors, trick
+from trickbox.authoring import (
+    Batch,
+    ConfigError,
+    NoEffectError,
+    State,
+    forked,
+    hookimpl,
+    interval,
+    map_tensors,
+    tensors,
+    trick,
+)
 
 
 def draw_lambda(alpha: float, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from attrs import field, validators
 from torch import nn
 
-from trickbox import (
+from trickbox.authoring import (
     CONVOLUTIONS,
     WEIGHT_LAYERS,
     Rank,

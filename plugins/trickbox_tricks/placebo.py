@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from trickbox import State, hookimpl, trick
+from trickbox.authoring import State, hookimpl, trick
 
 
 @trick

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from attrs import field
 from torch import Tensor, nn
 
-from trickbox import CONVOLUTIONS, WEIGHT_LAYERS, Site, State, Surgery, choice, hookimpl, integer, norm_after, trick
+from trickbox.authoring import (
+    CONVOLUTIONS,
+    WEIGHT_LAYERS,
+    Site,
+    State,
+    Surgery,
+    choice,
+    hookimpl,
+    integer,
+    norm_after,
+    trick,
+)
 
 
 def pool_shortcut(x: Tensor, shape: tuple[int, ...]) -> Tensor:

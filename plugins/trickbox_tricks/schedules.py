@@ -13,7 +13,18 @@ from typing import ClassVar
 from attrs import field
 from attrs.validators import optional
 
-from trickbox import State, choice, hookimpl, integer, interval, is_better, resolve_monitor, text, trick, worst
+from trickbox.authoring import (
+    State,
+    choice,
+    hookimpl,
+    integer,
+    interval,
+    is_better,
+    resolve_monitor,
+    text,
+    trick,
+    worst,
+)
 
 
 def step_decay(epoch: int, epochs: int, factor: float) -> float:
@@ -252,23 +263,23 @@ class ReduceOnPlateau:
     min_factor: float = field(default=0.0, validator=interval("[0, 1]"))
     mode: str | None = field(default=None, validator=optional(choice("min", "max")))
 
-    direction: str = field(init=False, repr=False, default="")
     values: list[float] = field(init=False, repr=False, factory=list)
     current: float = field(init=False, repr=False, default=1.0)
 
     @hookimpl
     def init(self, state: State) -> None:
         """Scale the learning rate by the product of the cuts so far."""
-        self.direction = resolve_monitor("reduce_on_plateau", self.monitor, self.mode, state.metric_modes)
+        resolve_monitor("reduce_on_plateau", self.monitor, self.mode, state.metric_modes)
         state.scale("lr", self._current)
 
     @hookimpl
     def epoch_end(self, state: State) -> None:
         """Look at the metric, and cut where it has earned it."""
+        direction = resolve_monitor("reduce_on_plateau", self.monitor, self.mode, state.metric_modes)
         self.values.append(state.metrics[self.monitor])
         self.current = plateau(
             self.values,
-            mode=self.direction,
+            mode=direction,
             factor=self.factor,
             patience=self.patience,
             threshold=self.threshold,

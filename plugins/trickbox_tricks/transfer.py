@@ -13,7 +13,7 @@ import torch
 from attrs import field, validators
 from torch import Tensor, nn
 
-from trickbox import (
+from trickbox.authoring import (
     DROPOUTS,
     NORMS,
     ConfigError,

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import trickbox as tb
+from trickbox.authoring import forked
 
 
 def small_net() -> nn.Sequential:
-    with tb.forked(1):
+    with forked(1):
         return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
 

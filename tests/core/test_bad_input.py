@@ -12,14 +12,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import trickbox as tb
+from trickbox.authoring import hookimpl, trick
 
 
 def toy(name, **facts):
-    @tb.hookimpl
+    @hookimpl
     def batch(self, state):
         raise AssertionError("training has begun")
 
-    return tb.trick(type(name, (), {"__doc__": "Toy. Cost: none.", "batch": batch, **facts}))()
+    return trick(type(name, (), {"__doc__": "Toy. Cost: none.", "batch": batch, **facts}))()
 
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
@@ -165,11 +166,11 @@ def test_a_trick_that_needs_a_loop_is_refused_without_one(net, data, untouched):
 
 
 def test_a_trick_that_scales_the_rate_is_refused_without_a_loop(net, data, untouched):
-    @tb.trick
+    @trick
     class Scales:
         """Scale the rate. Cost: none."""
 
-        @tb.hookimpl
+        @hookimpl
         def init(self, state):
             state.scale("lr", lambda state: 0.5)
 

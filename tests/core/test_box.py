@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trickbox as tb
+from trickbox.authoring import WEIGHT_LAYERS, integer, trick
 from trickbox.box import Box
 from trickbox.hooks import HOOKS, MOMENTS, PHASES, Hooks, hookimpl
 from trickbox.trick import to_config
@@ -27,7 +28,7 @@ def make(name, log=None, **facts):
         if log is not None:
             log.append(name)
 
-    return tb.trick(type(name, (), {"__doc__": "Toy. Cost: none.", "batch": batch, **facts}))
+    return trick(type(name, (), {"__doc__": "Toy. Cost: none.", "batch": batch, **facts}))
 
 
 A, B, C = make("Ant"), make("Bee", family="insects"), make("Cat")
@@ -104,7 +105,7 @@ def test_a_subclass_that_is_not_decorated_is_refused():
         def batch(self, state):
             """Would vanish silently."""
 
-    with pytest.raises(tb.ConfigError, match=r"@trickbox\.trick"):
+    with pytest.raises(tb.ConfigError, match=r"@trickbox\.authoring\.trick"):
         Box([Child()])
 
 
@@ -116,7 +117,7 @@ def test_a_mapping_without_a_name_is_refused(spec):
 
 def test_a_trick_without_hooks_is_refused():
     with pytest.raises(tb.ConfigError, match="idle implements no hook"):
-        Box([tb.trick(type("Idle", (), {"__doc__": "Idle."}))()])
+        Box([trick(type("Idle", (), {"__doc__": "Idle."}))()])
 
 
 def test_a_generator_of_tricks_is_a_list_too():
@@ -126,14 +127,14 @@ def test_a_generator_of_tricks_is_a_list_too():
 # -- copies ------------------------------------------------------------------------------------------------------------
 
 
-@tb.trick
+@trick
 class Counter:
     """Count batches. Cost: none."""
 
-    step: int = field(default=1, validator=tb.integer(1))
+    step: int = field(default=1, validator=integer(1))
     seen: list[int] = field(factory=list, init=False)
 
-    @tb.hookimpl
+    @hookimpl
     def batch(self, state):
         self.seen.append(self.step)
 
@@ -242,7 +243,7 @@ def test_order_tells_who_acts_where_and_why():
 
 
 def editing(name, body, **facts):
-    return tb.trick(type(name, (), {"__doc__": "Toy. Cost: none.", "init": hookimpl(body), **facts}))
+    return trick(type(name, (), {"__doc__": "Toy. Cost: none.", "init": hookimpl(body), **facts}))
 
 
 def test_a_trick_that_only_edits_and_did_not_edit_is_an_error(run):
@@ -254,7 +255,7 @@ def test_a_trick_that_only_edits_and_did_not_edit_is_an_error(run):
 
 def test_a_trick_that_skipped_everything_did_not_edit(run):
     def init(self, state):
-        for site in state.surgery.sites(*tb.WEIGHT_LAYERS):
+        for site in state.surgery.sites(*WEIGHT_LAYERS):
             state.surgery.skip(site, "too small")
 
     with pytest.raises(tb.NoEffectError, match="Skipped: 0: too small; 2: too small"):
@@ -337,7 +338,7 @@ def implementation(hook, kind, label, log):
 
     function = plain if kind in PLAIN else wrapper
     function.__name__ = hook
-    return tb.hookimpl(wrapper=kind in WRAPPERS)(function)
+    return hookimpl(wrapper=kind in WRAPPERS)(function)
 
 
 def outcome(call, log):
@@ -361,7 +362,7 @@ def outcome(call, log):
 def test_the_compiled_dispatch_equals_pluggy(case):
     (hook, kinds), log = case, []
     tricks = [
-        tb.trick(type(f"T{i}", (), {"__doc__": "Toy.", hook: implementation(hook, kind, f"t{i}", log)}))()
+        trick(type(f"T{i}", (), {"__doc__": "Toy.", hook: implementation(hook, kind, f"t{i}", log)}))()
         for i, kind in enumerate(kinds)
     ]
     box = Box(tricks)
@@ -388,7 +389,7 @@ def test_the_core_is_asked_last_and_wrapped_by_all():
             return "core"
 
     tricks = [
-        tb.trick(type(f"T{i}", (), {"__doc__": "Toy.", "backward": implementation("backward", kind, f"t{i}", log)}))()
+        trick(type(f"T{i}", (), {"__doc__": "Toy.", "backward": implementation("backward", kind, f"t{i}", log)}))()
         for i, kind in enumerate(["none", "replace", "none", "pass"])
     ]
     assert Box(tricks, Core()).compiled("backward")(None) == "t1 over core"
@@ -400,7 +401,7 @@ def test_the_core_is_asked_last_and_wrapped_by_all():
 def test_the_first_answer_wins_and_nobody_after_it_is_asked():
     log = []
     tricks = [
-        tb.trick(type(f"T{i}", (), {"__doc__": "Toy.", "update": implementation("update", kind, f"t{i}", log)}))()
+        trick(type(f"T{i}", (), {"__doc__": "Toy.", "update": implementation("update", kind, f"t{i}", log)}))()
         for i, kind in enumerate(["none", "zero", "answer"])
     ]
     assert Box(tricks).compiled("update")(None) == 0
@@ -434,5 +435,5 @@ class Facts:
 
 
 def test_facts_may_come_from_a_base_class():
-    D = tb.trick(type("Dog", (Facts,), {"__doc__": "Toy.", "batch": hookimpl(lambda self, state: None)}))
+    D = trick(type("Dog", (Facts,), {"__doc__": "Toy.", "batch": hookimpl(lambda self, state: None)}))
     assert names(Box([D(), A()])) == ["ant", "dog"]

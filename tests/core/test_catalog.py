@@ -11,17 +11,18 @@ import pytest
 
 import trickbox as tb
 from trickbox import catalog
+from trickbox.authoring import hookimpl, trick
 from trickbox.box import Box
 
 TRICK = '''
 """A trick as its author would publish it."""
-import trickbox as tb
+from trickbox.authoring import hookimpl, trick
 
-@tb.trick
+@trick
 class {name}:
     """Do nothing. Cost: none."""
 
-    @tb.hookimpl
+    @hookimpl
     def batch(self, state): ...
 '''
 
@@ -123,5 +124,5 @@ def test_available_imports_no_trick():
 
 def test_the_origin_is_that_of_the_class_not_of_the_name(install):
     """A class of the user's own that is called as an installed trick is not taken for it."""
-    Dropout = tb.trick(type("Dropout", (), {"__doc__": "Toy.", "batch": tb.hookimpl(lambda self, state: None)}))
+    Dropout = trick(type("Dropout", (), {"__doc__": "Toy.", "batch": hookimpl(lambda self, state: None)}))
     assert Box([Dropout()]).record()[0]["distribution"] == "not registered"

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import trickbox as tb
+from trickbox.authoring import derive, forked, hookimpl, trick
 from trickbox.data import EVALUATION_BATCHES, KeptGenerators, _whole_batches, as_source, length
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def loader(samples=20, **options):
 @given(samples=st.integers(1, 70), batch_size=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 3))
 def test_an_epoch_is_the_documented_permutation_cut_into_batches(samples, batch_size, seed, epoch):
     batches = list(source(numbered(samples), batch_size).epoch(seed, epoch))
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(tb.derive(seed, "order", epoch)))
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(derive(seed, "order", epoch)))
     assert torch.equal(torch.cat([batch.targets for batch in batches]), order)
     assert torch.equal(torch.cat([batch.inputs[:, 0] for batch in batches]), order.float())
     assert [batch.size for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
@@ -223,11 +224,11 @@ def test_an_iterable_without_length_has_no_length(data):
 
 
 def test_the_length_of_a_run_on_an_iterable_without_length_is_a_clear_error(run):
-    @tb.trick
+    @trick
     class Asks:
         """Ask how long the run is. Cost: none."""
 
-        @tb.hookimpl
+        @hookimpl
         def fit_start(self, state):
             state.total_steps  # noqa: B018
 
@@ -294,7 +295,7 @@ class Two(nn.Module):
 )
 def test_tuples_lists_and_mappings_reach_the_model_as_arguments(run, data, same_bits, build):
     def one(inputs, model, **options):
-        with tb.forked(0):
+        with forked(0):
             net = model()
         return run(model=net, train=(inputs, data[1]), **options).model
 
@@ -306,7 +307,7 @@ def test_tuples_lists_and_mappings_reach_the_model_as_arguments(run, data, same_
 
 
 def test_forward_overrides_the_call(run, data, same_bits):
-    with tb.forked(0):
+    with forked(0):
         one, other = Two(), Two()
     other.load_state_dict(one.state_dict())
     run(model=one, train=data, forward=lambda model, x: model(left=x, right=-x))

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import trickbox as tb
+from trickbox.authoring import derive, forked, hookimpl, trick
 
 
 def build(dropout):
-    with tb.forked(1):
+    with forked(1):
         return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), *([nn.Dropout(0.5)] if dropout else []), nn.Linear(6, 3))
 
 
@@ -30,12 +30,12 @@ def build(dropout):
 def test_a_run_without_tricks_equals_a_hand_written_loop_bit_for_bit(run, data, valid, same_bits, dropout, optimizer):
     seed, model, losses = 3, build(dropout), []
     mine = optimizer(model.parameters())
-    with tb.forked():
+    with forked():
         for epoch in range(3):
             model.train()
-            order = torch.randperm(20, generator=torch.Generator().manual_seed(tb.derive(seed, "order", epoch)))
+            order = torch.randperm(20, generator=torch.Generator().manual_seed(derive(seed, "order", epoch)))
             for batch, index in enumerate(order.split(8)):
-                torch.manual_seed(tb.derive(seed, "noise", epoch) + batch)
+                torch.manual_seed(derive(seed, "noise", epoch) + batch)
                 mine.zero_grad()
                 loss = F.cross_entropy(model(data[0][index]), data[1][index])
                 loss.backward()
@@ -73,18 +73,18 @@ def test_the_model_that_was_passed_is_the_one_that_is_trained(run, net):
     assert not torch.equal(net[0].weight, before)
 
 
-@tb.trick
+@trick
 class Watch:
     """Write down the modes of all modules after validation. Cost: none."""
 
-    @tb.hookimpl(wrapper=True)
+    @hookimpl(wrapper=True)
     def validate(self, state):
         before = [module.training for module in state.model.modules()]
         metrics = yield
         MODES.append((before, [module.training for module in state.model.modules()]))
         return metrics
 
-    @tb.hookimpl
+    @hookimpl
     def epoch_start(self, state):
         state.model[1].eval()
 
@@ -101,16 +101,16 @@ def test_validation_leaves_the_mode_of_each_module_as_it_was(run, valid):
 # -- how a run ends ----------------------------------------------------------------------------------------------------
 
 
-@tb.trick
+@trick
 class Interrupt:
     """Press Ctrl-C in the second epoch. Cost: the run."""
 
-    @tb.hookimpl
+    @hookimpl
     def batch(self, state):
         if state.step == 4:
             raise KeyboardInterrupt
 
-    @tb.hookimpl
+    @hookimpl
     def fit_end(self, state):
         ENDED.append(state.step)
 
@@ -147,11 +147,11 @@ def test_divergence_stops_with_a_warning_and_a_reason(run):
 
 
 def test_the_result_of_a_run_that_ended_early_is_that_of_a_shorter_run(run, same_bits):
-    @tb.trick
+    @trick
     class Stop:
         """Stop after two epochs. Cost: none."""
 
-        @tb.hookimpl
+        @hookimpl
         def epoch_end(self, state):
             if state.epoch == 1:
                 state.stop("two are enough")

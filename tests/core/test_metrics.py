@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import trickbox as tb
 from trickbox import metrics as module
+from trickbox.authoring import derive
 from trickbox.metrics import Meter, accuracy, default_metrics
 
 
@@ -128,7 +129,7 @@ def test_training_metrics_are_weighted_by_samples_on_a_ragged_last_batch(run):
     right = (outputs.argmax(1) == targets).double().mean().item()
     assert frozen.metrics["train_accuracy"] == pytest.approx(right, rel=1e-6)
     # A mean of batch means would be another number; otherwise this test shows nothing.
-    order = torch.randperm(360, generator=torch.Generator().manual_seed(tb.derive(0, "order", 0)))
+    order = torch.randperm(360, generator=torch.Generator().manual_seed(derive(0, "order", 0)))
     by_batch = torch.stack([F.cross_entropy(outputs[i], targets[i]) for i in order.split(32)]).mean().item()
     assert abs(by_batch - F.cross_entropy(outputs, targets).item()) > 1e-4
 

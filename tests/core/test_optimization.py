@@ -14,26 +14,27 @@ from torch import nn
 from torch.nn import functional as F
 
 import trickbox as tb
+from trickbox.authoring import Options, Rank, derive, flag, forked, hookimpl, integer, interval, text, trick
 
 
-@tb.trick
+@trick
 class Scale:
     """Scale a hyper-parameter by a factor of the step. Cost: none."""
 
-    what: str = field(default="lr", validator=tb.text())
-    factor: float = field(default=0.5, validator=tb.interval("(0, inf)"))
-    power: int = field(default=0, validator=tb.integer(0))
+    what: str = field(default="lr", validator=text())
+    factor: float = field(default=0.5, validator=interval("(0, inf)"))
+    power: int = field(default=0, validator=integer(0))
 
-    @tb.hookimpl
+    @hookimpl
     def init(self, state):
         state.scale(self.what, lambda state: self.factor * (1 + state.step) ** self.power)
 
 
-@tb.trick
+@trick
 class Watch:
     """Write down what the groups hold after each update. Cost: none."""
 
-    @tb.hookimpl(wrapper=True)
+    @hookimpl(wrapper=True)
     def update(self, state):
         done = yield
         SEEN.append([dict(group) for group in state.optimizer.param_groups])
@@ -48,27 +49,27 @@ def _clean():
     SEEN.clear()
 
 
-@tb.trick
+@trick
 class AddNorms:
     """Insert a layer norm after every linear layer. Cost: some."""
 
-    @tb.hookimpl
+    @hookimpl
     def init(self, state):
         for site in state.surgery.sites(nn.Linear):
-            state.surgery.insert(site, nn.LayerNorm(site.output_shape[-1]), tb.Rank.NORM)
+            state.surgery.insert(site, nn.LayerNorm(site.output_shape[-1]), Rank.NORM)
 
 
-@tb.trick
+@trick
 class SetOptions:
     """Set options of one parameter. Cost: none."""
 
-    name: str = field(validator=tb.text())
-    lr: float = field(default=1.0, validator=tb.interval("[0, inf)"))
-    decay: bool = field(default=True, validator=tb.flag())
+    name: str = field(validator=text())
+    lr: float = field(default=1.0, validator=interval("[0, inf)"))
+    decay: bool = field(default=True, validator=flag())
 
-    @tb.hookimpl
+    @hookimpl
     def init(self, state):
-        state.options(self.name, tb.Options(self.lr, self.decay))
+        state.options(self.name, Options(self.lr, self.decay))
 
 
 # -- scaled hyper-parameters -------------------------------------------------------------------------------------------
@@ -91,9 +92,9 @@ def test_factors_multiply_and_their_order_changes_no_bit(run, factors):
 
 def test_a_scaled_rate_is_the_one_that_the_update_uses(run, data, same_bits):
     mine = run([Scale(factor=0.5, power=1)], max_epochs=1).model
-    with tb.forked(1):
+    with forked(1):
         net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(tb.derive(0, "order", 0)))
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(derive(0, "order", 0)))
     for step, index in enumerate(order.split(8)):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1 * (0.5 * (1 + step)))
         net.zero_grad()
@@ -132,11 +133,11 @@ def test_a_rate_in_a_tensor_is_scaled_in_place_and_put_back(run, net):
 
 
 def test_a_group_that_comes_late_is_scaled_from_its_own_base_value(run):
-    @tb.trick
+    @trick
     class Late:
         """Add a group in the second epoch. Cost: none."""
 
-        @tb.hookimpl
+        @hookimpl
         def epoch_start(self, state):
             if state.epoch == 1:
                 state.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 8.0})
@@ -269,12 +270,12 @@ def test_new_parameters_join_the_group_of_their_host_and_are_trained(run, net):
 def test_survivors_keep_their_state_bit_for_bit(run, net, data, same_bits):
     """Two epochs in two runs on one optimizer are two epochs of a hand-written loop, momentum and all."""
     optimizer = two_groups(net)
-    with tb.forked(1):
+    with forked(1):
         other = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     theirs = two_groups(other)
     for seed in (0, 1):
         run(model=net, optimizer=optimizer, max_epochs=1, seed=seed)
-        order = torch.randperm(20, generator=torch.Generator().manual_seed(tb.derive(seed, "order", 0)))
+        order = torch.randperm(20, generator=torch.Generator().manual_seed(derive(seed, "order", 0)))
         for index in order.split(8):
             theirs.zero_grad()
             F.cross_entropy(other(data[0][index]), data[1][index]).backward()
@@ -282,11 +283,11 @@ def test_survivors_keep_their_state_bit_for_bit(run, net, data, same_bits):
     same_bits(net, other)
 
 
-@tb.trick
+@trick
 class Convert:
     """Turn batch norms into group norms. Cost: none."""
 
-    @tb.hookimpl
+    @hookimpl
     def init(self, state):
         for site in state.surgery.sites(nn.BatchNorm1d):
             state.surgery.convert(site, nn.GroupNorm(1, site.output_shape[1]))
@@ -322,11 +323,11 @@ def test_options_need_a_factory(run, net, untouched):
 
 
 def test_an_optimizer_is_as_it_was_when_the_run_does_not_start(run, untouched):
-    @tb.trick
+    @trick
     class Fails:
         """Fail when the optimizer is there. Cost: none."""
 
-        @tb.hookimpl
+        @hookimpl
         def fit_start(self, state):
             state.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
             raise KeyError

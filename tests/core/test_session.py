@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import trickbox as tb
 from trickbox import hooks
+from trickbox.authoring import Batch, Rank, derive, forked, hookimpl, integer, trick
 from trickbox.hooks import HOOKS, PHASES
 
 
@@ -56,8 +57,8 @@ def recording(log, name="recorder", skip=()):
         function = (phase if hook in PHASES else moment)(hook)
         function.__name__ = hook
         if hook not in skip:
-            body[hook] = tb.hookimpl(wrapper=hook in PHASES)(function)
-    return tb.trick(type(name.title(), (), {"__doc__": "Write down every hook. Cost: none.", **body}))
+            body[hook] = hookimpl(wrapper=hook in PHASES)(function)
+    return trick(type(name.title(), (), {"__doc__": "Write down every hook. Cost: none.", **body}))
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -94,12 +95,12 @@ def test_what_the_state_knows_at_each_hook(data, valid, net):
             )  # fmt: skip
 
         function.__name__ = hook
-        return tb.hookimpl(function)
+        return hookimpl(function)
 
     moments = {hook: watch(hook) for hook in hooks.MOMENTS}
-    trick = tb.trick(type("Watch", (), {"__doc__": "Watch. Cost: none.", **moments}))
+    watcher = trick(type("Watch", (), {"__doc__": "Watch. Cost: none.", **moments}))
     net.eval()
-    with open_session(net, data, valid, [trick()]) as session:
+    with open_session(net, data, valid, [watcher()]) as session:
         assert session.state.total_steps == 6
         go(session)
         assert session.state.progress == 1
@@ -131,8 +132,8 @@ def test_several_tricks_nest_in_the_order_of_the_list(data, net):
 
 def phase_trick(hook, function, wrapper=False):
     function.__name__ = hook
-    body = {hook: tb.hookimpl(wrapper=wrapper)(function)}
-    return tb.trick(type("Toy", (), {"__doc__": "Toy. Cost: none.", **body}))()
+    body = {hook: hookimpl(wrapper=wrapper)(function)}
+    return trick(type("Toy", (), {"__doc__": "Toy. Cost: none.", **body}))()
 
 
 def test_a_wrapper_around_compute_loss_changes_the_loss_that_is_trained_and_recorded(run, same_bits):
@@ -224,7 +225,7 @@ def test_an_update_that_is_not_yet_counts_no_step_and_keeps_gradients(run, same_
 def test_a_batch_that_is_replaced_is_what_the_model_sees_and_the_caller_keeps_the_data(run, data, same_bits):
     def batch(self, state):
         inputs, targets = state.batch
-        state.batch = tb.Batch(inputs * 2, targets, state.batch.size)
+        state.batch = Batch(inputs * 2, targets, state.batch.size)
 
     kept = data[0].clone()
     mine = run([phase_trick("batch", batch)], train=data)
@@ -263,21 +264,21 @@ def test_metrics_written_in_epoch_end_are_recorded(run):
 # -- randomness --------------------------------------------------------------------------------------------------------
 
 
-@tb.trick
+@trick
 class Noise:
     """Add noise to the inputs. Cost: some."""
 
     _generator: torch.Generator | None = field(default=None, init=False)
 
-    @tb.hookimpl
+    @hookimpl
     def init(self, state):
         self._generator = state.stream()
 
-    @tb.hookimpl
+    @hookimpl
     def batch(self, state):
         inputs, targets = state.batch
         DRAWN.append(torch.rand(inputs.shape, generator=self._generator))
-        state.batch = tb.Batch(inputs + DRAWN[-1], targets, state.batch.size)
+        state.batch = Batch(inputs + DRAWN[-1], targets, state.batch.size)
 
 
 DRAWN: list[torch.Tensor] = []
@@ -288,21 +289,21 @@ def test_the_stream_of_a_trick_is_a_function_of_seed_name_epoch_and_batch(run):
     run([("mine", Noise())], seed=3)
     found = [draw[0, 0].item() for draw in DRAWN]
     expected = [
-        torch.rand(1, generator=torch.Generator().manual_seed(tb.derive(3, "trick:mine", epoch) + batch)).item()
+        torch.rand(1, generator=torch.Generator().manual_seed(derive(3, "trick:mine", epoch) + batch)).item()
         for epoch in (0, 1)
         for batch in (0, 1, 2)
     ]
     assert found == expected
 
 
-@tb.trick
+@trick
 class Grow:
     """Insert a fresh linear layer. Cost: some."""
 
-    @tb.hookimpl
+    @hookimpl
     def init(self, state):
         site = state.surgery.head()
-        state.surgery.insert(site, nn.Linear(3, 3), tb.Rank.DROPOUT)
+        state.surgery.insert(site, nn.Linear(3, 3), Rank.DROPOUT)
 
 
 def test_what_a_trick_draws_in_init_depends_on_seed_and_name_only(run, untouched):
@@ -324,7 +325,7 @@ def test_surgery_alone_leaves_the_global_generators_alone(net, data, untouched):
 
 def test_two_sessions_interleaved_equal_two_in_a_row(data, same_bits):
     def make():
-        with tb.forked(1):
+        with forked(1):
             return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
     shared, alone, together = Noise(), [make(), make()], [make(), make()]
@@ -448,13 +449,13 @@ def test_an_error_keeps_its_type_and_says_trick_hook_epoch_and_step(run, valid, 
 
 
 def test_two_objects_of_one_class_are_told_apart(run):
-    @tb.trick
+    @trick
     class Late:
         """Fail late. Cost: none."""
 
-        step: int = field(validator=tb.integer(0))
+        step: int = field(validator=integer(0))
 
-        @tb.hookimpl
+        @hookimpl
         def batch(self, state):
             if state.step == self.step:
                 raise PlantedError

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import trickbox as tb
+from trickbox.authoring import NORMS, Rank, Surgery, forked, hookimpl, norm_after, trick
 from trickbox.surgery import Attachments, forget_trained, is_tricked, seal
 from trickbox.testing import tiny_data, tiny_model
 
@@ -39,7 +40,7 @@ class Chain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        with tb.forked(5):
+        with forked(5):
             self.first, self.shared = nn.Linear(3, 3), nn.Linear(3, 3)
 
     def forward(self, inputs):
@@ -50,7 +51,7 @@ INPUTS = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
 
 def surgery_of(model, inputs=INPUTS, acting="toy"):
-    surgery = tb.Surgery.on(model, inputs)
+    surgery = Surgery.on(model, inputs)
     surgery.acting = acting
     return surgery
 
@@ -88,12 +89,12 @@ def assert_same(one, other):
 
 
 def insert(surgery):
-    surgery.insert(site_of(surgery, "conv1"), Add(1), tb.Rank.NORM)
-    surgery.insert(site_of(surgery, "pool", 1), nn.Dropout(0.5), tb.Rank.DROPOUT)
+    surgery.insert(site_of(surgery, "conv1"), Add(1), Rank.NORM)
+    surgery.insert(site_of(surgery, "pool", 1), nn.Dropout(0.5), Rank.DROPOUT)
 
 
 def insert_before(surgery):
-    surgery.insert_before(site_of(surgery, "conv2"), Times(2), tb.Rank.NORM)
+    surgery.insert_before(site_of(surgery, "conv2"), Times(2), Rank.NORM)
 
 
 def shortcut(surgery):
@@ -176,9 +177,9 @@ def test_an_insert_changes_the_output_and_an_insert_before_the_input():
     plain = model[0](INPUTS), model[0](INPUTS * 5)
     surgery = surgery_of(model)
     site = site_of(surgery, "0")
-    surgery.insert(site, Add(7), tb.Rank.NORM)
+    surgery.insert(site, Add(7), Rank.NORM)
     assert torch.equal(model(INPUTS), plain[0] + 7)
-    surgery.insert_before(site, Times(5), tb.Rank.NORM)
+    surgery.insert_before(site, Times(5), Rank.NORM)
     assert torch.equal(model(INPUTS), plain[1] + 7)
     assert torch.equal(model[0](INPUTS), plain[1] + 7)
 
@@ -196,7 +197,7 @@ def test_layers_that_are_called_with_keywords_are_edited_too():
     plain = model.layer(INPUTS * 2)
     surgery = surgery_of(model)
     site = site_of(surgery, "layer")
-    surgery.insert_before(site, Times(2), tb.Rank.NORM)
+    surgery.insert_before(site, Times(2), Rank.NORM)
     assert torch.equal(model(INPUTS), plain)
     surgery.shortcut(site, site, nn.Identity())
     assert torch.equal(model(INPUTS), plain + 2 * INPUTS)
@@ -212,8 +213,8 @@ def test_rank_decides_the_stack_whatever_was_installed_first():
         surgery = surgery_of(model)
         site = site_of(surgery, "0")
         edits = [
-            lambda s=surgery, t=site: s.insert(t, Add(1), tb.Rank.NORM),
-            lambda s=surgery, t=site: s.insert(t, Times(10), tb.Rank.DROPOUT),
+            lambda s=surgery, t=site: s.insert(t, Add(1), Rank.NORM),
+            lambda s=surgery, t=site: s.insert(t, Times(10), Rank.DROPOUT),
             lambda s=surgery, t=site: s.shortcut(t, t, nn.Identity()),
         ]
         for position in order:
@@ -226,8 +227,8 @@ def test_of_equal_rank_the_earlier_is_nearer_to_the_layer():
     model = nn.Sequential(nn.Linear(3, 2))
     plain = model(INPUTS)
     surgery = surgery_of(model)
-    surgery.insert(site_of(surgery, "0"), Add(1), tb.Rank.NORM)
-    surgery.insert(site_of(surgery, "0"), Times(10), tb.Rank.NORM)
+    surgery.insert(site_of(surgery, "0"), Add(1), Rank.NORM)
+    surgery.insert(site_of(surgery, "0"), Times(10), Rank.NORM)
     assert torch.equal(model(INPUTS), (plain + 1) * 10)
     assert [key for key in model.state_dict() if "trickbox" in key] == [
         "0.trickbox.toy.number",
@@ -236,8 +237,8 @@ def test_of_equal_rank_the_earlier_is_nearer_to_the_layer():
 
 
 def test_the_ranks_are_norm_dropout_stochastic_depth_shortcut():
-    assert list(tb.Rank) == sorted(tb.Rank)
-    assert [rank.name for rank in tb.Rank] == ["NORM", "DROPOUT", "STOCHASTIC_DEPTH", "SHORTCUT"]
+    assert list(Rank) == sorted(Rank)
+    assert [rank.name for rank in Rank] == ["NORM", "DROPOUT", "STOCHASTIC_DEPTH", "SHORTCUT"]
 
 
 @pytest.mark.parametrize("name", ["train", "call", "forward", "a.b", "x#2", "weights", "slots", "stash", "1"])
@@ -245,8 +246,8 @@ def test_a_trick_may_have_any_name(name):
     model = nn.Sequential(nn.Linear(3, 2))
     plain = model(INPUTS)
     surgery = surgery_of(model, acting=name)
-    surgery.insert(site_of(surgery, "0"), Add(1), tb.Rank.NORM)
-    surgery.insert(site_of(surgery, "0"), Add(2), tb.Rank.NORM)
+    surgery.insert(site_of(surgery, "0"), Add(1), Rank.NORM)
+    surgery.insert(site_of(surgery, "0"), Add(2), Rank.NORM)
     assert torch.equal(model(INPUTS), plain + 1 + 2)
     assert len([key for key in model.state_dict() if "trickbox" in key]) == 2
     model.train().eval()
@@ -260,8 +261,8 @@ def test_a_trick_may_have_any_name(name):
 def test_two_calls_of_one_module_get_their_own_children():
     model = Chain()
     surgery = surgery_of(model)
-    surgery.insert(site_of(surgery, "shared", 0), Add(1), tb.Rank.NORM)
-    surgery.insert(site_of(surgery, "shared", 1), Times(2), tb.Rank.NORM)
+    surgery.insert(site_of(surgery, "shared", 0), Add(1), Rank.NORM)
+    surgery.insert(site_of(surgery, "shared", 1), Times(2), Rank.NORM)
     w = nn.Linear(3, 3)
     w.load_state_dict({key: model.shared.state_dict()[key] for key in ("weight", "bias")})
     expected = w(F.relu(w(model.first(INPUTS)) + 1)) * 2
@@ -275,7 +276,7 @@ def test_an_insert_before_and_a_shortcut_act_at_their_own_call_only(call):
     w = nn.Linear(3, 3)
     w.load_state_dict(model.shared.state_dict())
     surgery = surgery_of(model)
-    surgery.insert_before(site_of(surgery, "shared", call), Times(2), tb.Rank.NORM)
+    surgery.insert_before(site_of(surgery, "shared", call), Times(2), Rank.NORM)
     surgery.shortcut(site_of(surgery, "first"), site_of(surgery, "shared", call), nn.Identity())
     factors = [2 if call == 0 else 1, 2 if call == 1 else 1]
     hidden = w(model.first(INPUTS) * factors[0]) + (INPUTS if call == 0 else 0)
@@ -299,7 +300,7 @@ def test_a_shortcut_may_lead_from_one_call_of_a_module_to_the_next():
 def test_an_aborted_forward_does_not_shift_the_call_counter():
     model = Chain()
     surgery = surgery_of(model)
-    surgery.insert(site_of(surgery, "shared", 1), Add(1), tb.Rank.NORM)
+    surgery.insert(site_of(surgery, "shared", 1), Add(1), Rank.NORM)
     expected = model(INPUTS)
 
     handle = model.shared.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyError))
@@ -318,7 +319,7 @@ def test_a_forward_with_fewer_calls_does_not_shift_the_next_one():
 
     model = Sometimes()
     surgery = surgery_of(model)
-    surgery.insert(site_of(surgery, "shared", 1), Add(1), tb.Rank.NORM)
+    surgery.insert(site_of(surgery, "shared", 1), Add(1), Rank.NORM)
     expected = model(INPUTS)
     model.short = True
     model(INPUTS)
@@ -374,12 +375,12 @@ def test_an_aborted_forward_leaves_nothing_that_copies_stumble_over():
 def test_a_conversion_replaces_a_layer_everywhere_and_keeps_its_mode():
     norm = nn.BatchNorm1d(3).eval()
     model = nn.ModuleDict({"a": norm, "b": nn.Sequential(norm)})
-    surgery = tb.Surgery.on(model, INPUTS, forward=lambda model, inputs: model["b"](model["a"](inputs)))
+    surgery = Surgery.on(model, INPUTS, forward=lambda model, inputs: model["b"](model["a"](inputs)))
     surgery.convert(site_of(surgery, "a"), nn.GroupNorm(1, 3))
     assert model["a"] is model["b"][0]
     assert type(model["a"]) is nn.GroupNorm
     assert not model["a"].training
-    assert [site.event.name for site in surgery.sites(*tb.NORMS)] == ["GroupNorm", "GroupNorm"]
+    assert [site.event.name for site in surgery.sites(*NORMS)] == ["GroupNorm", "GroupNorm"]
     tb.undo(model)
     assert model["a"] is model["b"][0] is norm
 
@@ -397,7 +398,7 @@ def test_a_model_that_is_one_layer_takes_attachments():
     model = nn.Linear(3, 2)
     plain = model(INPUTS)
     surgery = surgery_of(model)
-    surgery.insert(site_of(surgery, ""), Add(1), tb.Rank.NORM)
+    surgery.insert(site_of(surgery, ""), Add(1), Rank.NORM)
     assert torch.equal(model(INPUTS), plain + 1)
     assert list(model.state_dict()) == ["weight", "bias", "trickbox.toy.number"]
 
@@ -467,11 +468,11 @@ def test_a_value_of_another_shape_is_refused_and_nothing_is_written():
 def test_what_is_frozen_is_not_trained_and_its_norms_and_dropouts_stay_in_eval_mode(run):
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
 
-    @tb.trick
+    @trick
     class Ice:
         """Freeze all but the head. Cost: less than nothing."""
 
-        @tb.hookimpl
+        @hookimpl
         def init(self, state):
             for path in "012":
                 state.surgery.freeze(path)
@@ -510,9 +511,9 @@ def test_undo_gives_frozen_modules_the_mode_of_the_model_back_but_keeps_those_wi
 def tricked():
     model = Chain()
     surgery = surgery_of(model)
-    surgery.insert(site_of(surgery, "first"), nn.BatchNorm1d(3), tb.Rank.NORM)
-    surgery.insert(site_of(surgery, "shared", 0), Add(1), tb.Rank.NORM)
-    surgery.insert(site_of(surgery, "shared", 1), Times(2), tb.Rank.NORM)
+    surgery.insert(site_of(surgery, "first"), nn.BatchNorm1d(3), Rank.NORM)
+    surgery.insert(site_of(surgery, "shared", 0), Add(1), Rank.NORM)
+    surgery.insert(site_of(surgery, "shared", 1), Times(2), Rank.NORM)
     surgery.shortcut(site_of(surgery, "first"), site_of(surgery, "shared", 1), nn.Identity())
     return model.eval()
 
@@ -603,8 +604,8 @@ def test_hooks_of_the_user_stay_in_place_and_order():
     ]
     surgery = surgery_of(model)
     calls.clear()
-    surgery.insert(site_of(surgery, "0"), Add(1), tb.Rank.NORM)
-    surgery.insert_before(site_of(surgery, "0"), Times(1), tb.Rank.NORM)
+    surgery.insert(site_of(surgery, "0"), Add(1), Rank.NORM)
+    surgery.insert_before(site_of(surgery, "0"), Times(1), Rank.NORM)
     assert torch.equal(model(INPUTS), plain * 2 + 1)
     assert calls == ["pre", "early"]
     tb.undo(model)
@@ -632,7 +633,7 @@ def test_a_model_with_an_attribute_called_trickbox_keeps_it():
     surgery = surgery_of(model)
     assert [site.path for site in surgery.sites(nn.Linear)] == ["layer", "trickbox.0"]
     for site in surgery.sites(nn.Linear):
-        surgery.insert(site, Add(1), tb.Rank.NORM)
+        surgery.insert(site, Add(1), Rank.NORM)
     tb.undo(model)
     assert_same(before, identity(model))
 
@@ -642,7 +643,7 @@ def test_a_layer_with_an_attribute_called_trickbox_cannot_be_a_host():
     model[0].trickbox = "mine"
     surgery = surgery_of(model)
     with pytest.raises(tb.SurgeryError, match="Linear has its own attribute 'trickbox', which trickbox needs"):
-        surgery.insert(site_of(surgery, "0"), Add(1), tb.Rank.NORM)
+        surgery.insert(site_of(surgery, "0"), Add(1), Rank.NORM)
     tb.undo(model)
     assert model[0].trickbox == "mine"
 
@@ -653,8 +654,8 @@ def test_a_layer_with_an_attribute_called_trickbox_cannot_be_a_host():
 def test_what_tricks_attached_is_no_site():
     model = nn.Sequential(nn.Linear(3, 3))
     surgery = surgery_of(model)
-    surgery.insert(site_of(surgery, "0"), nn.Sequential(nn.Linear(3, 3)), tb.Rank.NORM)
-    again = tb.Surgery.on(model, INPUTS)
+    surgery.insert(site_of(surgery, "0"), nn.Sequential(nn.Linear(3, 3)), Rank.NORM)
+    again = Surgery.on(model, INPUTS)
     assert [site.path for site in again.sites(nn.Linear)] == ["0"]
     assert [site.path for site in again.sites(nn.Module)] == ["", "0"]
 
@@ -663,9 +664,9 @@ def test_an_attached_norm_is_found_behind_its_host():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     surgery = surgery_of(model)
     event = site_of(surgery, "0").event
-    assert tb.norm_after(model, surgery.tape, event) is None
-    surgery.insert(site_of(surgery, "0"), nn.BatchNorm1d(3), tb.Rank.NORM)
-    assert tb.norm_after(model, surgery.tape, event).path == "0.trickbox.toy"
+    assert norm_after(model, surgery.tape, event) is None
+    surgery.insert(site_of(surgery, "0"), nn.BatchNorm1d(3), Rank.NORM)
+    assert norm_after(model, surgery.tape, event).path == "0.trickbox.toy"
 
 
 def test_a_model_without_a_layer_has_no_head():
@@ -677,7 +678,7 @@ def test_attached_modules_follow_device_and_mode_of_the_host():
     model = nn.Sequential(nn.Linear(3, 3)).eval()
     surgery = surgery_of(model)
     child = nn.Dropout(0.5)
-    surgery.insert(site_of(surgery, "0"), child, tb.Rank.DROPOUT)
+    surgery.insert(site_of(surgery, "0"), child, Rank.DROPOUT)
     assert not child.training
     model.train()
     assert child.training
@@ -691,7 +692,7 @@ def test_attached_modules_act_in_a_transformer_layer_in_eval_mode_too():
     with torch.no_grad():
         before = layer(inputs)
         surgery = surgery_of(layer, inputs)
-        surgery.insert(site_of(surgery, "linear1"), Times(0), tb.Rank.NORM)
+        surgery.insert(site_of(surgery, "linear1"), Times(0), Rank.NORM)
         assert not torch.allclose(layer(inputs), before)
         assert torch.allclose(layer(inputs), layer.train()(inputs), atol=1e-6)
 
@@ -715,11 +716,11 @@ def test_surgery_alone_returns_the_same_model_and_undo_takes_it_back(data):
 
 
 def test_surgery_that_fails_halfway_is_taken_back(data):
-    @tb.trick
+    @trick
     class Fails:
         """Fail after others. Cost: none."""
 
-        @tb.hookimpl
+        @hookimpl
         def init(self, state):
             raise KeyError
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import trickbox as tb
+from trickbox.authoring import WEIGHT_LAYERS, Surgery, activation_after, norm_after
 from trickbox.surgery import record
 from trickbox.testing import tiny_data, tiny_model
 
@@ -25,7 +25,7 @@ def event_of(tape, path, call=0):
 
 
 def sites(model, inputs, *kinds):
-    return [(site.path, site.call, site.output_shape) for site in tb.Surgery.on(model, inputs).sites(*kinds)]
+    return [(site.path, site.call, site.output_shape) for site in Surgery.on(model, inputs).sites(*kinds)]
 
 
 class Model(nn.Module):
@@ -68,8 +68,8 @@ def test_the_activation_that_follows_is_found_in_every_spelling(relu, between):
         lambda self, x: self.b(relu(between(self.a(x)))), a=nn.Conv1d(2, 3, 3), b=nn.AdaptiveAvgPool1d(1), **layers
     )
     tape = record(model, torch.zeros(4, 2, 8))
-    assert tb.activation_after(tape, event_of(tape, "a")) == "relu"
-    assert tb.activation_after(tape, event_of(tape, "b")) is None
+    assert activation_after(tape, event_of(tape, "a")) == "relu"
+    assert activation_after(tape, event_of(tape, "b")) is None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_activation_that_follows_is_found_in_every_spelling(relu, between):
 def test_other_activations_are_told_apart_and_arithmetic_is_none(function, gain):
     model = Model(lambda self, x: function(self.a(x)), a=nn.Linear(2, 3))
     tape = record(model, torch.zeros(4, 2))
-    assert tb.activation_after(tape, event_of(tape, "a")) == gain
+    assert activation_after(tape, event_of(tape, "a")) == gain
 
 
 def test_the_activation_of_a_branch_is_its_own():
@@ -92,7 +92,7 @@ def test_the_activation_of_a_branch_is_its_own():
 
     model = Model(forward, a=nn.Linear(2, 3), b=nn.Linear(2, 3))
     tape = record(model, torch.zeros(4, 2))
-    assert [tb.activation_after(tape, event_of(tape, path)) for path in "ab"] == ["tanh", "relu"]
+    assert [activation_after(tape, event_of(tape, path)) for path in "ab"] == ["tanh", "relu"]
 
 
 def test_a_module_called_twice_has_two_calls_with_their_own_shapes():
@@ -170,16 +170,16 @@ def test_a_two_dimensional_net():
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)
     )
-    surgery = tb.Surgery.on(model, torch.zeros(4, 1, 6, 6))
-    assert [site.output_shape for site in surgery.sites(*tb.WEIGHT_LAYERS)] == [(4, 2, 4, 4), (4, 3)]
-    assert tb.activation_after(surgery.tape, event_of(surgery.tape, "0")) == "relu"
-    assert tb.norm_after(model, surgery.tape, event_of(surgery.tape, "0")).path == "1"
-    assert tb.norm_after(model, surgery.tape, event_of(surgery.tape, "5")) is None
+    surgery = Surgery.on(model, torch.zeros(4, 1, 6, 6))
+    assert [site.output_shape for site in surgery.sites(*WEIGHT_LAYERS)] == [(4, 2, 4, 4), (4, 3)]
+    assert activation_after(surgery.tape, event_of(surgery.tape, "0")) == "relu"
+    assert norm_after(model, surgery.tape, event_of(surgery.tape, "0")).path == "1"
+    assert norm_after(model, surgery.tape, event_of(surgery.tape, "5")) is None
     assert surgery.head().path == "5"
 
 
 def test_a_model_that_is_one_layer_is_its_own_site():
-    surgery = tb.Surgery.on(nn.Linear(3, 2), torch.zeros(4, 3))
+    surgery = Surgery.on(nn.Linear(3, 2), torch.zeros(4, 3))
     (site,) = surgery.sites(nn.Linear)
     assert (site.path, site.label, site.output_shape) == ("", "(model)", (4, 2))
 
@@ -189,7 +189,7 @@ def test_recurrent_layers_are_leaves_whose_first_output_counts(kind):
     model = Model(
         lambda self, x: self.head(self.rnn(x)[0][:, -1]), rnn=kind(3, 4, batch_first=True), head=nn.Linear(4, 2)
     )
-    surgery = tb.Surgery.on(model, torch.zeros(2, 5, 3))
+    surgery = Surgery.on(model, torch.zeros(2, 5, 3))
     assert [site.output_shape for site in surgery.sites(kind)] == [(2, 5, 4)]
     assert modules(surgery.tape) == [("rnn", 0), ("head", 0)]
     assert functions(surgery.tape) == [("", "getitem")]
@@ -197,8 +197,8 @@ def test_recurrent_layers_are_leaves_whose_first_output_counts(kind):
 
 def test_lazy_layers_are_there_after_recording():
     model = nn.Sequential(nn.LazyConv1d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
-    surgery = tb.Surgery.on(model, torch.zeros(2, 3, 8))
-    assert [site.event.name for site in surgery.sites(*tb.WEIGHT_LAYERS)] == ["Conv1d", "Linear"]
+    surgery = Surgery.on(model, torch.zeros(2, 3, 8))
+    assert [site.event.name for site in surgery.sites(*WEIGHT_LAYERS)] == ["Conv1d", "Linear"]
     assert type(model[0]) is nn.Conv1d
     assert model[3].weight.shape == (2, 24)
 
@@ -270,7 +270,7 @@ def test_every_activation_is_known_as_a_module_and_behind_transparent_ops(activa
     for between in (nn.Identity(), nn.BatchNorm1d(3), nn.Dropout(0.5)):
         net = nn.Sequential(nn.Linear(2, 3), between, activation, nn.Linear(3, 1))
         tape = record(net, torch.zeros(4, 2))
-        assert tb.activation_after(tape, event_of(tape, "0")) == expected
+        assert activation_after(tape, event_of(tape, "0")) == expected
 
 
 @pytest.mark.parametrize("function", ["leaky_relu", "leaky_relu_", "relu_", "logsigmoid", "tanh", "gelu", "silu"])
@@ -285,4 +285,4 @@ def test_every_activation_is_known_as_a_function(function):
 
     tape = record(Net(), torch.zeros(4, 2))
     known = {"leaky": "leaky_relu", "logsi": "sigmoid", "tanh": "tanh"}
-    assert tb.activation_after(tape, event_of(tape, "layer")) == known.get(function[:5], "relu")
+    assert activation_after(tape, event_of(tape, "layer")) == known.get(function[:5], "relu")

@@ -16,27 +16,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trickbox as tb
+from trickbox.authoring import choice, flag, hookimpl, integer, interval, text, trick
 from trickbox.hooks import MOMENTS
 from trickbox.trick import fields_of, fresh, hooks_of, is_off, is_trick, make, name_of, to_config
 
 
-@tb.trick
+@trick
 class Shade:
     """Multiply by a factor. Cost: none."""
 
     off: ClassVar = {"p": 0.0}
-    p: float = field(default=0.5, validator=tb.interval("[0, 1)"))
-    kind: str = field(default="element", validator=tb.choice("element", "channel"))
-    steps: int = field(default=3, validator=tb.integer(1))
-    loud: bool = field(default=False, validator=tb.flag())
-    label: str = field(default="x", validator=tb.text())
+    p: float = field(default=0.5, validator=interval("[0, 1)"))
+    kind: str = field(default="element", validator=choice("element", "channel"))
+    steps: int = field(default=3, validator=integer(1))
+    loud: bool = field(default=False, validator=flag())
+    label: str = field(default="x", validator=text())
     seen: list[int] = field(factory=list, init=False)
 
-    @tb.hookimpl
+    @hookimpl
     def batch(self, state):
         self.seen.append(1)
 
-    @tb.hookimpl(wrapper=True)
+    @hookimpl(wrapper=True)
     def update(self, state):
         return (yield)
 
@@ -47,7 +48,7 @@ class Shade:
 def refused(body, *words):
     """Define a trick with these members and expect a `TypeError` that says the words."""
     with pytest.raises(TypeError) as caught:
-        tb.trick(type("Bad", (), {"__doc__": "Bad.", **body}))
+        trick(type("Bad", (), {"__doc__": "Bad.", **body}))
     for word in words:
         assert word in str(caught.value)
 
@@ -64,13 +65,13 @@ def test_a_static_method_with_the_name_of_a_hook_is_refused(kind):
 def test_a_misspelt_hook_is_refused_with_the_near_match():
     def epoch_strat(self, state): ...
 
-    refused({"epoch_strat": tb.hookimpl(epoch_strat)}, "epoch_strat", "no such hook", "Did you mean 'epoch_start'?")
+    refused({"epoch_strat": hookimpl(epoch_strat)}, "epoch_strat", "no such hook", "Did you mean 'epoch_start'?")
 
 
 def test_an_override_without_mark_is_refused():
     with pytest.raises(TypeError, match=r"Child\.batch has the name of a hook"):
 
-        @tb.trick
+        @trick
         class Child(Shade):
             """Override without mark. Cost: none."""
 
@@ -103,16 +104,16 @@ def positional_only(self, state, /): ...
     ],
 )
 def test_a_hook_takes_self_and_state_and_nothing_else(function):
-    refused({"batch": tb.hookimpl(function)}, "Bad.batch", "(self, state)")
+    refused({"batch": hookimpl(function)}, "Bad.batch", "(self, state)")
 
 
 @pytest.mark.parametrize("option", ["tryfirst", "trylast"])
 def test_order_by_tryfirst_and_trylast_is_refused(option):
-    refused({"batch": tb.hookimpl(**{option: True})(lambda self, state: None)}, "`after`")
+    refused({"batch": hookimpl(**{option: True})(lambda self, state: None)}, "`after`")
 
 
 def test_a_wrapper_that_is_no_generator_is_refused():
-    refused({"update": tb.hookimpl(wrapper=True)(lambda self, state: True)}, "generator")
+    refused({"update": hookimpl(wrapper=True)(lambda self, state: True)}, "generator")
 
 
 @pytest.mark.parametrize("hook", MOMENTS)
@@ -120,19 +121,19 @@ def test_only_phases_can_be_wrapped(hook):
     def wrapper(self, state):
         return (yield)
 
-    refused({hook: tb.hookimpl(wrapper=True)(wrapper)}, f"Bad.{hook}", "only the phases", "is a moment")
+    refused({hook: hookimpl(wrapper=True)(wrapper)}, f"Bad.{hook}", "only the phases", "is a moment")
 
 
 def test_a_generator_that_is_no_wrapper_is_refused():
     def update(self, state):
         return (yield)
 
-    refused({"update": tb.hookimpl(update)}, "wrapper=True")
+    refused({"update": hookimpl(update)}, "wrapper=True")
 
 
 @pytest.mark.parametrize("doc", [None, "", "   \n"])
 def test_a_trick_without_docstring_is_refused(doc):
-    refused({"__doc__": doc, "batch": tb.hookimpl(lambda self, state: None)}, "Bad", "docstring")
+    refused({"__doc__": doc, "batch": hookimpl(lambda self, state: None)}, "Bad", "docstring")
 
 
 def test_a_setting_without_validator_is_refused():
@@ -141,12 +142,12 @@ def test_a_setting_without_validator_is_refused():
 
 
 def test_run_state_needs_no_validator():
-    assert tb.trick(type("Good", (), {"__doc__": "Good.", "__annotations__": {"n": int}, "n": field(init=False)}))
+    assert trick(type("Good", (), {"__doc__": "Good.", "__annotations__": {"n": int}, "n": field(init=False)}))
 
 
 def test_a_setting_whose_name_begins_with_an_underscore_is_refused():
     # attrs would call its argument "p", so that the JSON form could not be read back.
-    body = {"__annotations__": {"_p": float}, "_p": field(default=0.1, validator=tb.interval("[0, 1]"))}
+    body = {"__annotations__": {"_p": float}, "_p": field(default=0.1, validator=interval("[0, 1]"))}
     refused(body, "'_p'", "underscore")
 
 
@@ -194,7 +195,7 @@ def test_deepcopy_and_pickle_keep_settings():
 def test_facts_have_defaults_and_are_inherited():
     assert (Shade.after, Shade.conflicts, Shade.requires, Shade.tunes, Shade.family) == ((), (), (), (), None)
 
-    @tb.trick
+    @trick
     class Darker(Shade):
         """More of it. Cost: none."""
 
@@ -203,17 +204,17 @@ def test_facts_have_defaults_and_are_inherited():
 
 
 def test_hooks_are_listed_in_the_order_of_the_loop():
-    @tb.trick
+    @trick
     class All:
         """Everything. Cost: none."""
 
-        @tb.hookimpl
+        @hookimpl
         def fit_end(self, state): ...
 
-        @tb.hookimpl
+        @hookimpl
         def init(self, state): ...
 
-        @tb.hookimpl
+        @hookimpl
         def batch(self, state): ...
 
         def helper(self, state): ...
@@ -228,11 +229,11 @@ def test_is_off_compares_with_the_declared_off_settings():
 
 
 def test_a_trick_that_declares_no_off_settings_is_never_off():
-    @tb.trick
+    @trick
     class Always:
         """Always on. Cost: none."""
 
-        @tb.hookimpl
+        @hookimpl
         def batch(self, state): ...
 
     assert not is_off(Always())
@@ -288,11 +289,11 @@ def test_an_unknown_setting_is_refused_with_the_near_match():
 
 
 def test_a_missing_setting_is_named():
-    @tb.trick
+    @trick
     class Needs:
         """Needs a path. Cost: none."""
 
-        path: str = field(validator=tb.text())
+        path: str = field(validator=text())
 
     with pytest.raises(tb.ConfigError, match=r"needs: .*'path'"):
         make(Needs, {})
@@ -304,7 +305,7 @@ def test_a_missing_setting_is_named():
 def accepts(validator, value):
     body = {"__doc__": "Probe.", "__annotations__": {"v": object}, "v": field(validator=validator)}
     try:
-        tb.trick(type("Probe", (), body))(value)
+        trick(type("Probe", (), body))(value)
     except tb.ConfigError:
         return False
     return True
@@ -317,43 +318,43 @@ def test_an_interval_means_what_mathematics_means(notation, value):
     low, high = (float(end) for end in notation[1:-1].split(","))
     inside = not math.isnan(value) and low <= value <= high
     inside &= not (value == low and notation[0] == "(") and not (value == high and notation[-1] == ")")
-    assert accepts(tb.interval(notation), value) == inside
+    assert accepts(interval(notation), value) == inside
 
 
 @pytest.mark.parametrize("value", [math.nan, True, False, None, "0.5", [0.5], 0.5j, math.inf, -0.01])
 def test_an_interval_takes_finite_numbers_only(value):
-    assert not accepts(tb.interval("[0, inf)"), value)
+    assert not accepts(interval("[0, inf)"), value)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1, True), (7, True), (0, False), (-3, False)])
 def test_an_integer_has_its_minimum(value, expected):
-    assert accepts(tb.integer(1), value) == expected
+    assert accepts(integer(1), value) == expected
 
 
 @pytest.mark.parametrize("value", [True, 1.0, 2.5, "3", None, math.nan])
 def test_an_integer_is_whole_and_no_bool(value):
-    assert not accepts(tb.integer(0), value)
+    assert not accepts(integer(0), value)
 
 
 def test_a_choice_is_one_of_its_words_and_the_error_has_the_near_match():
     with pytest.raises(tb.ConfigError) as caught:
         Shade(kind="chanel")
     assert str(caught.value) == ("shade: kind must be one of element, channel, got 'chanel' Did you mean 'channel'?")
-    assert not accepts(tb.choice("a", "b"), "c")
-    assert not accepts(tb.choice("a", "b"), None)
-    assert not accepts(tb.choice("a", "b"), ["a"])
+    assert not accepts(choice("a", "b"), "c")
+    assert not accepts(choice("a", "b"), None)
+    assert not accepts(choice("a", "b"), ["a"])
 
 
 @pytest.mark.parametrize("value", [0, 1, None, "True"])
 def test_a_flag_is_true_or_false_only(value):
-    assert not accepts(tb.flag(), value)
-    assert accepts(tb.flag(), True)
+    assert not accepts(flag(), value)
+    assert accepts(flag(), True)
 
 
 @pytest.mark.parametrize("value", ["", None, b"x", 3])
 def test_text_is_a_string_with_something_in_it(value):
-    assert not accepts(tb.text(), value)
-    assert accepts(tb.text(), "x")
+    assert not accepts(text(), value)
+    assert accepts(text(), "x")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import nn
 
 import trickbox as tb
 from trickbox import hooks
+from trickbox.authoring import hookimpl, trick
 from trickbox.hooks import HOOKS, MOMENTS, PHASES, Hooks
 from trickbox.testing import tiny_data, tiny_model
 from trickbox.trick import hooks_of, name_of
@@ -83,7 +84,7 @@ def test_the_loop_on_the_page_is_the_one_in_the_code():
 
 
 def test_the_page_names_no_hook_that_does_not_exist():
-    source = re.sub(r">>> @tb.trick\n\.\.\. class Misspelt.*?```", "", PAGE, flags=re.DOTALL)
+    source = re.sub(r">>> @trick\n\.\.\. class Misspelt.*?```", "", PAGE, flags=re.DOTALL)
     named = {*implemented(examples(source)), *SECTIONS, *re.findall(r"def (\w+)\(self, state", source)}
     assert named <= set(HOOKS)
 
@@ -91,48 +92,48 @@ def test_the_page_names_no_hook_that_does_not_exist():
 # -- what the code does ----------------------------------------------------------------------------------------------
 
 
-@tb.trick
+@trick
 class Trace:
     """Write down every hook as it fires. Cost: one call a hook."""
 
-    @tb.hookimpl
+    @hookimpl
     def init(self, state):
         fired.clear()
         fired.append("init")
 
-    @tb.hookimpl
+    @hookimpl
     def fit_start(self, state):
         fired.append("fit_start")
 
-    @tb.hookimpl
+    @hookimpl
     def epoch_start(self, state):
         fired.append("epoch_start")
 
-    @tb.hookimpl
+    @hookimpl
     def batch(self, state):
         fired.append("batch")
 
-    @tb.hookimpl
+    @hookimpl
     def compute_loss(self, state):
         fired.append("compute_loss")
 
-    @tb.hookimpl
+    @hookimpl
     def backward(self, state):
         fired.append("backward")
 
-    @tb.hookimpl
+    @hookimpl
     def update(self, state):
         fired.append("update")
 
-    @tb.hookimpl
+    @hookimpl
     def validate(self, state):
         fired.append("validate")
 
-    @tb.hookimpl
+    @hookimpl
     def epoch_end(self, state):
         fired.append("epoch_end")
 
-    @tb.hookimpl
+    @hookimpl
     def fit_end(self, state):
         fired.append("fit_end")
 
@@ -151,41 +152,41 @@ def test_a_run_fires_the_hooks_in_that_order():
 # -- every hook earns its place: a trick that needs it, against an independent oracle ---------------------------------
 
 
-@tb.trick
+@trick
 class Decay:
     """Set a weight decay of 0.1. Cost: none measurable."""
 
-    @tb.hookimpl
+    @hookimpl
     def fit_start(self, state):
         for group in state.optimizer.param_groups:
             group["weight_decay"] = 0.1
 
 
-@tb.trick
+@trick
 class HeadFirst:
     """Train only the head in the first two epochs. Cost: none."""
 
-    @tb.hookimpl
+    @hookimpl
     def epoch_start(self, state):
         for name, parameter in state.model.named_parameters():
             parameter.requires_grad_(state.epoch >= 2 or name.startswith("fc2"))
 
 
-@tb.trick
+@trick
 class Smooth:
     """Label smoothing by 0.1 from the mean log probability. Cost: one pass over the outputs."""
 
-    @tb.hookimpl(wrapper=True)
+    @hookimpl(wrapper=True)
     def compute_loss(self, state):
         loss = yield
         return 0.9 * loss - 0.1 * state.outputs.log_softmax(1).mean()
 
 
-@tb.trick
+@trick
 class Halve:
     """Halve all gradients. Cost: one pass over them."""
 
-    @tb.hookimpl(wrapper=True)
+    @hookimpl(wrapper=True)
     def backward(self, state):
         answer = yield
         for parameter in state.model.parameters():
@@ -193,20 +194,20 @@ class Halve:
         return answer
 
 
-@tb.trick
+@trick
 class Never:
     """Make no update. Cost: none."""
 
-    @tb.hookimpl
+    @hookimpl
     def update(self, state):
         return False
 
 
-@tb.trick
+@trick
 class Zeroed:
     """Validate with all weights at zero. Cost: a copy of the weights."""
 
-    @tb.hookimpl(wrapper=True)
+    @hookimpl(wrapper=True)
     def validate(self, state):
         trained = [parameter.detach().clone() for parameter in state.model.parameters()]
         try:

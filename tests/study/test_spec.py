@@ -104,8 +104,8 @@ def test_what_workers_could_not_make_again_is_refused() -> None:
 def test_an_edit_of_the_file_of_a_trick_finds_no_older_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "edited_trick.py"
     text = (
-        "import trickbox as tb\n\nSTRENGTH = {}\n\n\n@tb.trick\nclass Edited:\n    'Do nothing.'\n\n"
-        "    @tb.hookimpl\n    def fit_start(self, state):\n        return None\n"
+        "from trickbox.authoring import hookimpl, trick\n\nSTRENGTH = {}\n\n\n@trick\nclass Edited:\n"
+        "    'Do nothing.'\n\n    @hookimpl\n    def fit_start(self, state):\n        return None\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     codes = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trickbox.box import Box
-from trickbox.loopless import explain
+from trickbox.loops import explain
 from trickbox.study import Study
 from trickbox.study.design import add_one
 from trickbox.tasks.lesson import FEW_LABELS, LARGE_RATE, TASK, chapters, course

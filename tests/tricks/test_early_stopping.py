@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from trickbox_tricks.early_stopping import EarlyStopping, early_stop
 
-from trickbox import ConfigError, Result, Session, State, fit, hookimpl, is_better, resolve_monitor, trick
+from trickbox import ConfigError, Result, Session, fit
+from trickbox.authoring import State, hookimpl, is_better, resolve_monitor, trick
 
 MODES = {"train_loss": "min", "val_loss": "min", "val_accuracy": "max", "val_f1": None}
 

@@ -14,7 +14,8 @@ from trickbox_tricks.dropout import Dropout
 from trickbox_tricks.normalization import BatchNorm
 from trickbox_tricks.residual import PoolShortcut, Projection, Residual, pool_shortcut
 
-from trickbox import ConfigError, NoEffectError, Surgery, SurgeryError, apply, derive, explain, forked, undo
+from trickbox import ConfigError, NoEffectError, SurgeryError, apply, explain, undo
+from trickbox.authoring import Surgery, derive, forked
 from trickbox.tasks.waveforms import PlainNet
 
 

@@ -7,16 +7,20 @@ stateless hooks find that child on the module that they are called for; deepcopy
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, cast
 
+import torch
 from attrs import define
 from torch import Tensor, nn
 
 from trickbox.errors import SurgeryError
+from trickbox.surgery.recompute import numbered
 
 CHILD = "trickbox"
 COUNTED = "_trickbox_counted"
+CLOCK = "_trickbox_clock"
 
 
 class Rank(IntEnum):
@@ -34,9 +38,14 @@ class Stash:
 
     value: Tensor | None = None
 
-    def take(self) -> Tensor | None:
+    def take(self) -> Tensor:
         """Give the tensor away; the graph must not live longer than its forward."""
         value, self.value = self.value, None
+        if value is None:
+            raise SurgeryError(
+                "a shortcut around several layers was left without its input: activation checkpointing repeats the "
+                "last layer without the first; checkpoint all of them together, or span one layer only"
+            )
         return value
 
     def __reduce__(self) -> tuple[type[Stash], tuple[()]]:
@@ -63,6 +72,7 @@ class Attachments(nn.Module):
         super().__init__()
         self.calls = calls
         self.call = 0
+        self.entered = 0
         self.slots: list[Slot] = []
 
     def add(self, slot: Slot, child: nn.Module | None) -> None:
@@ -78,8 +88,9 @@ class Attachments(nn.Module):
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the host is called with instead of *args* and *kwargs*."""
+        self.entered = call = self._number()
         for slot in self.slots:
-            if slot.before and slot.call == self.call:
+            if slot.before and slot.call == call:
                 if slot.stash is not None:
                     slot.stash.value = _first(args, kwargs)
                     continue
@@ -92,16 +103,26 @@ class Attachments(nn.Module):
 
     def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """What the host gives back instead of *output*."""
+        call = self.entered if any(slot.before for slot in self.slots) else self._number()
         for slot in self.slots:
-            if not slot.before and slot.call == self.call:
+            if not slot.before and slot.call == call:
                 child = self._modules[slot.name]
                 if slot.rank is not Rank.SHORTCUT:
                     output = child(output)  # type: ignore[misc]
                 else:
                     source = _first(args, kwargs) if slot.stash is None else slot.stash.take()
                     output = _add(output, child(source))  # type: ignore[misc]
-        self.call = (self.call + 1) % self.calls
         return output
+
+    def _number(self) -> int:
+        """Which call of the host in this forward has begun, or is repeated by activation checkpointing."""
+        if self.calls == 1:
+            return 0
+        return self._next() if torch.compiler.is_compiling() else numbered(self, self._next)
+
+    def _next(self) -> int:
+        call, self.call = self.call, (self.call + 1) % self.calls
+        return call
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # A plain checkpoint knows nothing of what is attached: then everything here keeps its values.
@@ -145,15 +166,25 @@ def attach(host: nn.Module, slot: Slot, child: nn.Module | None, calls: int) -> 
     found.train(host.training)
 
 
-def detach(host: nn.Module) -> None:
-    """Take everything that trickbox attached off *host*."""
-    if attachments(host) is not None:
+def take_off(host: nn.Module, slot: Slot) -> None:
+    """Take one child off *host* again, and everything of ours with the last."""
+    found = attachments(host)
+    if found is None:
+        return
+    found.slots = [other for other in found.slots if other is not slot]
+    found._modules.pop(slot.name, None)
+    if not found.slots:
         del host._modules[CHILD]
+        unhook(host, (run_before, run_after))
+
+
+def unhook(module: nn.Module, functions: tuple[Callable[..., Any], ...]) -> None:
+    """Remove those forward hooks from *module*; a copy has the hooks of its original, but not their handles."""
     for hooks, with_kwargs in (
-        (host._forward_hooks, host._forward_hooks_with_kwargs),
-        (host._forward_pre_hooks, host._forward_pre_hooks_with_kwargs),
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
     ):
-        for key in [key for key, hook in hooks.items() if hook in OWN_HOOKS]:
+        for key in [key for key, hook in hooks.items() if hook in functions]:
             del hooks[key]
             with_kwargs.pop(key, None)
 
@@ -179,4 +210,7 @@ def restart_calls(model: nn.Module, args: tuple[Any, ...]) -> None:
         attached.call = 0
 
 
-OWN_HOOKS = (run_before, run_after, stay_in_eval, restart_calls)
+def count_forwards(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Forward hook of a model with layers that draw: two forwards of a compiled graph must not draw the same."""
+    if torch.compiler.is_compiling() and model.training:
+        model.__dict__[CLOCK].tensor.add_(1)

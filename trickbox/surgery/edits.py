@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trickbox.errors import NoEffectError, SurgeryError
 from trickbox.nest import call
 from trickbox.surgery.attach import (
+    CLOCK,
     COUNTED,
     Attachments,
     Rank,
@@ -24,10 +25,13 @@ from trickbox.surgery.attach import (
     Stash,
     attach,
     attachments,
-    detach,
+    count_forwards,
     restart_calls,
     stay_in_eval,
+    take_off,
+    unhook,
 )
+from trickbox.surgery.draws import Clock
 from trickbox.surgery.sites import DROPOUTS, NORMS, WEIGHT_LAYERS, Site, sites_of
 from trickbox.surgery.tape import Tape, record
 
@@ -35,6 +39,17 @@ LEDGER = "_trickbox_ledger"
 
 
 # -- what undo needs to know -----------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Added:
+    """Something was attached to a layer."""
+
+    host: nn.Module
+    slot: Slot
+
+    def undo(self, model: nn.Module) -> None:
+        take_off(self.host, self.slot)
 
 
 @define(eq=False)
@@ -63,20 +78,23 @@ class Written:
 
 @define(eq=False)
 class Frozen:
-    """Parameters stopped being trained; `trained` are those that were, `following` the modules kept in eval mode that
-    had the model's own mode."""
+    """Parameters stopped being trained; `trained` are those that were, `kept` the modules that are kept in eval mode,
+    `following` those of them that had the model's own mode."""
 
     trained: list[str]
+    kept: list[str]
     following: list[str]
 
     def undo(self, model: nn.Module) -> None:
         for name in self.trained:
             model.get_parameter(name).requires_grad_(True)
+        for path in self.kept:
+            unhook(model.get_submodule(path), (stay_in_eval,))
         for path in self.following:
             model.get_submodule(path).training = model.training
 
 
-Edit = Converted | Written | Frozen
+Edit = Added | Converted | Written | Frozen
 
 
 @define(eq=False)
@@ -173,8 +191,7 @@ class Surgery:
         stash = None
         if (first.path, first.call) != (last.path, last.call):
             stash = Stash()
-            attach(first.module, Slot("stash", first.call, Rank.SHORTCUT, True, stash), None, first.calls)
-            self._count_calls(first)
+            self._add(first, Slot("stash", first.call, Rank.SHORTCUT, True, stash), None)
         self._attach(last, path, Rank.SHORTCUT, stash=stash)
 
     def convert(self, site: Site, module: nn.Module) -> None:
@@ -219,17 +236,25 @@ class Surgery:
         for parameter in part.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
-        following = []
+        kept, following = [], []
         for name, module in part.named_modules():
             if (
                 isinstance(module, (*NORMS, *DROPOUTS, nn.MultiheadAttention))
                 and stay_in_eval not in module._forward_pre_hooks.values()
             ):
                 module.register_forward_pre_hook(stay_in_eval)
+                kept.append((prefix + name).rstrip("."))
                 if module.training == self.model.training:
-                    following.append((prefix + name).rstrip("."))
-        ledger(self.model).edits.append(Frozen(trained, following))
+                    following.append(kept[-1])
+        ledger(self.model).edits.append(Frozen(trained, kept, following))
         self.note(path or "(model)", f"frozen, {len(trained)} parameter tensors")
+
+    def tick(self, clock: Clock) -> None:
+        """Let the model count its forwards for what draws at *clock*."""
+        if self.model.__dict__.setdefault(CLOCK, clock) is not clock:
+            raise SurgeryError("the model has layers that draw for another run; call trickbox.undo(model) first")
+        if count_forwards not in self.model._forward_hooks.values():
+            self.model.register_forward_hook(count_forwards)
 
     def _attach(
         self, site: Site, child: nn.Module, rank: Rank, *, before: bool = False, stash: Stash | None = None
@@ -237,14 +262,14 @@ class Surgery:
         name = self.acting if site.call == 0 else f"{self.acting}_call{site.call}"
         name = (attachments(site.module) or Attachments(site.calls)).free_name(name)
         child.to(_device_of(self.model))
-        attach(site.module, Slot(name, site.call, rank, before, stash), child, site.calls)
-        ledger(self.model)
-        self._count_calls(site)
+        self._add(site, Slot(name, site.call, rank, before, stash), child)
         shape = site.input_shape if before else site.output_shape
         where = "before" if before else "after"
         self.note(f"{where} {site.label}", f"{type(child).__name__}({child.extra_repr()}) on {shape}", _count(child))
 
-    def _count_calls(self, site: Site) -> None:
+    def _add(self, site: Site, slot: Slot, child: nn.Module | None) -> None:
+        attach(site.module, slot, child, site.calls)
+        ledger(self.model).edits.append(Added(site.module, slot))
         if site.calls > 1:
             counted = self.model.__dict__.setdefault(COUNTED, [])
             if not counted:
@@ -260,13 +285,30 @@ def undo(model: nn.Module) -> None:
     been trained since: then its weights belong together and all stay. What a trick added is gone, with all that it
     learned. Harmless on a model that has no tricks.
     """
+    undo_since(model, 0)
+    for name in (LEDGER, COUNTED, CLOCK):
+        model.__dict__.pop(name, None)
+    unhook(model, (restart_calls, count_forwards))
+
+
+def edits_of(model: nn.Module) -> int:
+    """How many edits *model* has undergone; `undo_since` takes back those that follow."""
+    return len(ledger(model).edits) if is_tricked(model) else 0
+
+
+def undo_since(model: nn.Module, edits: int) -> None:
+    """Take back all edits but the first so many."""
     if is_tricked(model):
         forget_trained(model)
-        for edit in reversed(model.__dict__.pop(LEDGER).edits):
-            edit.undo(model)
-    model.__dict__.pop(COUNTED, None)
-    for module in list(model.modules()):
-        detach(module)
+        made = ledger(model).edits
+        while len(made) > edits:
+            made.pop().undo(model)
+
+
+def clock_of(model: nn.Module) -> Clock:
+    """The clock of the layers of *model* that draw; a new one where there are none."""
+    found: Clock = model.__dict__.get(CLOCK) or Clock()
+    return found
 
 
 def ledger(model: nn.Module) -> Ledger:

@@ -1,0 +1,68 @@
+"""What an author of tricks needs: ``from trickbox.authoring import trick, hookimpl, State``.
+
+The built-in tricks use these names and no others. Unlike the package itself this module imports everything at once: a
+trick needs torch anyway.
+"""
+
+from trickbox.catalog import refresh
+from trickbox.errors import ConfigError, DataError, NoEffectError, SurgeryError, near
+from trickbox.hooks import hookimpl
+from trickbox.monitor import is_better, resolve_monitor, worst
+from trickbox.nest import map_tensors, tensors
+from trickbox.state import Batch, Options, State
+from trickbox.streams import derive, forked
+from trickbox.surgery import (
+    CONVOLUTIONS,
+    DROPOUTS,
+    NORMS,
+    POOLS,
+    WEIGHT_LAYERS,
+    Draws,
+    Event,
+    Rank,
+    Site,
+    Surgery,
+    activation_after,
+    evaluating,
+    norm_after,
+)
+from trickbox.trick import choice, flag, integer, interval, text, trick
+
+__all__ = [
+    "CONVOLUTIONS",
+    "DROPOUTS",
+    "NORMS",
+    "POOLS",
+    "WEIGHT_LAYERS",
+    "Batch",
+    "ConfigError",
+    "DataError",
+    "Draws",
+    "Event",
+    "NoEffectError",
+    "Options",
+    "Rank",
+    "Site",
+    "State",
+    "Surgery",
+    "SurgeryError",
+    "activation_after",
+    "choice",
+    "derive",
+    "evaluating",
+    "flag",
+    "forked",
+    "hookimpl",
+    "integer",
+    "interval",
+    "is_better",
+    "map_tensors",
+    "near",
+    "norm_after",
+    "refresh",
+    "resolve_monitor",
+    "tensors",
+    "text",
+    "trick",
+    "worst",
+]

@@ -1,0 +1,318 @@
+"""Tricks in loops that are not ours: `attach` a run to one, `apply` surgery alone, `explain` what would happen.
+
+What such a loop does by itself is reached through torch's own hooks: the steps of its optimizers. What it alone has, it
+hands over in a line: a batch, the time of a validation, the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from trickbox import ranks
+from trickbox.checks import check_model, check_untouched
+from trickbox.errors import ConfigError
+from trickbox.metrics import MODES, Forward
+from trickbox.nest import call, tensors
+from trickbox.optimization import keep_groups, repair
+from trickbox.run import Run, Wrap
+from trickbox.state import Batch, Loss
+from trickbox.surgery import edits_of, undo
+from trickbox.trick import hooks_of
+
+
+class Attached(Run):
+    """A run in a loop that somebody else drives; `attach` makes it. Close it, or use it in a with statement."""
+
+    def __init__(self, model: nn.Module, tricks: Any, *, seed: int, forward: Forward, wrap: Wrap | None) -> None:
+        super().__init__(model, tricks, seed=seed, forward=forward, wrap=wrap)
+        self._hands_batches = False
+        self._epoch_began = 0
+        self._steps_per_epoch: int | None = None
+        self._checked = self._closed = False
+
+    def watch(self, *optimizers: Any) -> Any:
+        """Follow the steps of *optimizers*; returns what it was given, one or a tuple.
+
+        To be called once, before the first step, with all optimizers of the model. Those that were built before
+        `attach` are repaired: what tricks added joins the group of its layer, or the first group of the first one.
+        Raises `ConfigError` where a trick scales what an optimizer does not have. Cost: some microseconds a step.
+        """
+        if self._steps:
+            raise ConfigError("watch was called before; hand over all optimizers of this model in one call")
+        inner = [_innermost(optimizer) for optimizer in optimizers]
+        put_back = [keep_groups(optimizer) for optimizer in inner]
+        try:
+            left = [repair(optimizer, self.state, self._before) for optimizer in inner]
+            for name, parameter in left[0].items():
+                if all(name in others for others in left):
+                    inner[0].param_groups[0]["params"].append(parameter)
+            for optimizer in inner:
+                self._follow(optimizer)
+            self.state.optimizer = inner[0]
+            self._fire("fit_start")
+            self._fire("epoch_start")
+        except BaseException:
+            for back in put_back:
+                back()
+            raise
+        return optimizers[0] if len(optimizers) == 1 else optimizers
+
+    def batch(self, inputs: Any, targets: Any = None) -> Any:
+        """Let the tricks that act on batches change one, before the forward.
+
+        ``x, y = run.batch(x, y)``, or ``batch = run.batch(batch)`` for a mapping that the model takes by name.
+        """
+        state = self.state
+        together = targets is None and isinstance(inputs, Mapping)
+        first = next((t for t in tensors([inputs, targets]) if t.ndim), None)
+        if first is None:
+            raise ConfigError(f"batch: the batch must hold tensors, got {inputs!r}")
+        if self._hands_batches:
+            self._move(state.epoch, state.batch_index + 1)
+        self._hands_batches = True
+        state.batch = Batch(inputs, inputs.get("labels") if together else targets, first.shape[0])
+        self._fire("batch")
+        return state.batch.inputs if together else tuple(state.batch)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """A context for the loop's own validation, for tricks that change weights for its duration."""
+        self.state.evaluated = None
+        return self.phase("validate")
+
+    def epoch_end(self, **metrics: Any) -> bool:
+        """End an epoch, or whatever lies between two validations; True when a trick says stop.
+
+        *metrics* are numbers that the loop has measured, such as ``val_loss=0.3``; with several processes their means
+        count. Raises `ConfigError` for what a trick needs and the loop has not handed over.
+        """
+        state = self.state
+        self._check(validated=any(name.startswith(("val_", "eval_")) for name in metrics))
+        state.metrics = ranks.means({name: float(value) for name, value in metrics.items()})
+        state.metric_modes = {name: direction(name) for name in state.metrics}
+        self._fire("epoch_end")
+        self._write_row()
+        self._phases.discard("validate")
+        self._epoch_began = state.step
+        self._hands_batches = False
+        self._move(state.epoch + 1, 0)
+        self._fire("epoch_start")
+        return state.stop_reason is not None
+
+    def close(self) -> None:
+        """End the run: tricks give back what they kept, such as the best weights. The model keeps its tricks."""
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._closed:
+            self._closed = True
+            self._end(error)
+            if error is None and not self.state.history.rows and (waiting := self._box.acting("epoch_end")):
+                raise ConfigError(f"{waiting[0]} acted nowhere: no epoch has ended; write: run.epoch_end(val_loss=...)")
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) is not None and not self._closed and self._box.acting("fit_end"):
+            message = "an attached run was never closed, so its tricks gave nothing back; call run.close()"
+            warnings.warn(message, stacklevel=2)
+
+    # -- what the loop owes --------------------------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if not self._checked:
+            self._check()
+            self._checked = True
+        made, length = self._steps[optimizer] - self._epoch_began, self._steps_per_epoch
+        if length is not None and made > length and self._box.acting("epoch_end"):
+            name = self._box.acting("epoch_end")[0]
+            raise ConfigError(
+                f"{name} acts at the end of an epoch, but after {made} updates of {length} none has ended; write: "
+                "if run.epoch_end(val_loss=...): break"
+            )
+        return super()._before_step(optimizer, args, kwargs)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        super()._after_step(optimizer, args, kwargs)
+        if not self._hands_batches:
+            self._move(self._state.epoch, self._state.batch_index + 1)
+
+    def _check(self, validated: bool = False) -> None:
+        """Raise `ConfigError` for what a trick needs and the loop has not handed over, with the line to write."""
+        lines = {
+            "batch": "x, y = run.batch(x, y)",
+            "compute_loss": "with run.phase('compute_loss'): around the forward and the loss",
+            "backward": "with run.phase('backward'): loss.backward()",
+        }
+        if validated:
+            lines["validate"] = "with run.evaluating(): around the validation"
+        for hook, line in lines.items():
+            handed = self._hands_batches if hook == "batch" else hook in self._phases
+            if not handed and (acting := self._box.acting(hook)):
+                raise ConfigError(f"{acting[0]} acts in {hook!r}, which your loop does by itself; write: {line}")
+        if not self._steps:
+            raise ConfigError("no optimizer is known to the run; write: optimizer = run.watch(optimizer)")
+        held = {id(p) for optimizer in self._steps for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in self._model.named_parameters():
+            if id(parameter) not in held and ".trickbox." in f".{name}" and parameter.requires_grad:
+                raise ConfigError(
+                    f"{name} is in no optimizer; give run.watch all optimizers of the model, after attach"
+                )
+
+
+def direction(metric: str) -> str | None:
+    """The better direction of a metric by its name: of losses ``min``, of accuracies ``max``, of others unknown.
+
+    >>> direction("val_loss"), direction("eval_accuracy"), direction("bleu")
+    ('min', 'max', None)
+    """
+    return MODES.get(metric.rpartition("_")[2])
+
+
+def attach(
+    model: nn.Module,
+    tricks: Any,
+    inputs: Any,
+    *,
+    targets: Any = None,
+    loss: Loss | None = None,
+    epochs: int | None = None,
+    steps_per_epoch: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    forward: Forward = call,
+    wrap: Wrap | None = None,
+) -> Attached:
+    """Put *tricks* on *model*, in place, for a loop of your own whose body stays as it is.
+
+    inputs            one batch as the model takes it, to plan with
+    targets, loss     of that batch, and the function of (outputs, targets), for tricks that check them
+    epochs            the length of the run, together with `steps_per_epoch`, in updates of the optimizer;
+    steps             or its length in updates alone. Schedules that span the run need one of the two
+    seed              of everything that tricks draw; by default torch's own, ``torch.initial_seed()``
+    wrap              what goes around the model after surgery: ``torch.compile``, DistributedDataParallel,
+                      ``fully_shard``; the loop then calls ``run.model``
+
+    The loop then says ``run.watch(optimizer)`` before its first step, ``run.epoch_end(...)`` after each epoch, and
+    closes the run; tricks that act on batches need ``run.batch(x, y)``, those that act on validation
+    ``run.evaluating()``. What is missing is an error in the first step at the latest, with the line to write. No global
+    generator is touched. Raises `ConfigError`, `DataError` or `NoEffectError`; the model then stays as it was.
+
+    >>> net, x, y = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(8, 4), torch.arange(8) % 2
+    >>> with attach(net, ["dropout", "cosine_annealing"], x, epochs=2, steps_per_epoch=1) as run:
+    ...     optimizer = run.watch(torch.optim.SGD(net.parameters(), lr=0.1))
+    ...     for epoch in range(2):
+    ...         loss = nn.functional.cross_entropy(net(x), y)
+    ...         loss.backward()
+    ...         optimizer.step()
+    ...         optimizer.zero_grad()
+    ...         stop = run.epoch_end(train_loss=loss)
+    >>> [round(lr, 3) for lr in run.state.history["lr"]]
+    [0.1, 0.05]
+    """
+    check_model(model)
+    check_untouched(model)
+    for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch), ("steps", steps)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+    run = Attached(model, tricks, seed=torch.initial_seed() if seed is None else seed, forward=forward, wrap=wrap)
+    run._steps_per_epoch = steps_per_epoch
+    first = next((t for t in tensors([inputs, targets]) if t.ndim), None)
+    run._begin(
+        Batch(inputs, targets, 0 if first is None else first.shape[0]),
+        loss=loss,
+        max_epochs=epochs,
+        batches_per_epoch=steps_per_epoch,
+        max_steps=steps,
+    )
+    run._move(0, 0)
+    if run.state.batches_per_update > 1:
+        undo(model)
+        raise ConfigError("a trick accumulates gradients, but your loop steps the optimizer itself; accumulate there")
+    return run
+
+
+def apply(
+    model: nn.Module,
+    tricks: Any,
+    inputs: Any,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    seed: int | None = None,
+    forward: Forward = call,
+) -> nn.Module:
+    """Put the surgery of *tricks* on *model*, in place, for use in any loop; returns the same model.
+
+    *inputs* is one batch as the model takes it. A model that has tricks on gets these besides. An *optimizer* that
+    exists is repaired; without one, build it afterwards. Draws come from *seed*, by default torch's own.
+    Raises `ConfigError` for a trick that needs a training loop; on any error the model stays as it was.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> _ = apply(net, ["layer_norm"], torch.zeros(3, 4))
+    >>> [name for name in net.state_dict() if "trickbox" in name]
+    ['0.trickbox.layer_norm.weight', '0.trickbox.layer_norm.bias']
+    """
+    check_model(model)
+    run = Run(model, tricks, seed=torch.initial_seed() if seed is None else seed, forward=forward, wrap=None)
+    for member in run._box.members:
+        if others := [hook for hook in hooks_of(member.trick) if hook != "init"]:
+            raise ConfigError(f"{member.name} acts in {', '.join(others)} and needs a loop: use attach, fit or Session")
+    put_optimizer_back = keep_groups(optimizer)
+    edits = edits_of(model)
+    try:
+        run._begin(Batch(inputs, None, 0), has_loop=False)
+        if run.state.scales or (run.state.parameter_options and optimizer is None):
+            raise ConfigError(
+                "a trick here sets how parameters are optimized and needs a loop: use attach, fit or Session"
+            )
+        if optimizer is not None:
+            for parameter in repair(optimizer, run.state, run._before).values():
+                optimizer.param_groups[0]["params"].append(parameter)
+    except BaseException:
+        put_optimizer_back()
+        run._take_back(edits)
+        raise
+    return model
+
+
+def explain(model: nn.Module, inputs: Any, tricks: Any, *, seed: int = 0, forward: Forward = call) -> str:
+    """Say what *tricks* would do to *model*: hooks, order and why, every site, parameters added. Changes nothing.
+
+    >>> print(explain(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(5, 2), ["dropout"]))
+    ... # doctest: +ELLIPSIS
+    Hooks, and who acts there in this order
+      init          dropout
+    ...
+    """
+    check_model(model)
+    model = copy.deepcopy(model)
+    before = sum(p.numel() for p in model.parameters())
+    run = Run(model, tricks, seed=seed, forward=forward, wrap=None)
+    run._begin(Batch(inputs, None, 0), has_loop=False)
+    lines = [run._box.order(), "Model"]
+    for note in run.state.surgery.notes:
+        parameters = f", {note.parameters:+d} parameters" if note.parameters else ""
+        skipped = "skipped: " if note.skipped else ""
+        lines.append(f"  {note.trick}: {note.where}: {skipped}{note.what}{parameters}")
+    after = sum(p.numel() for p in model.parameters())
+    lines.append(f"Parameters: {before} before, {after} after")
+    return "\n".join(lines)
+
+
+def _innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer itself, inside the wrappers that frameworks put around one."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"watch: an optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
+    return optimizer

@@ -1,0 +1,300 @@
+"""A run: tricks around a model, their state, and the one place where each hook is fired.
+
+It owns neither loop nor data nor optimizer nor device nor global generator. A `Session` is a run that owns them too;
+what `attach` gives is a run in a loop that somebody else drives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from trickbox import ranks
+from trickbox.box import Box, Opened
+from trickbox.checks import plan_surgery
+from trickbox.errors import ConfigError
+from trickbox.hooks import HOOKS, PHASES
+from trickbox.metrics import Forward
+from trickbox.optimization import Scaling
+from trickbox.state import Batch, State
+from trickbox.streams import Streams
+from trickbox.surgery import clock_of, edits_of, forget_trained, undo, undo_since
+
+Wrap = Callable[[nn.Module], Any]
+"""What is put around the model after surgery: ``torch.compile``, DistributedDataParallel, ``fully_shard``."""
+
+_STEP_FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
+_TIME = 28
+"""Bits of the clock that count the batches of an epoch; those above count the epochs."""
+
+
+class Run:
+    """The tricks of one run on one model. *core* answers the phases where the run does their work itself."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tricks: Any,
+        *,
+        seed: int,
+        forward: Forward,
+        wrap: Wrap | None,
+        core: object | None = None,
+    ) -> None:
+        self._box = Box(tricks, core)
+        self._model = model
+        self._seed = seed
+        self._forward = forward
+        self._wrap = wrap
+        self._scaling = Scaling()
+        self._steps: dict[torch.optim.Optimizer, int] = {}
+        self._handles: list[RemovableHandle] = []
+        self._depth = 0
+        self._stepping: FrameType | None = None
+        self._update = Opened()
+        self._updating = False
+        self._phases: set[str] = set()
+        """The phases that the loop has opened for the tricks."""
+        self._lr: Any = None
+        self._passes: Callable[[], Any] | None = None
+        """How the run makes the passes of an update once more, where it makes them at all."""
+
+    @property
+    def state(self) -> State:
+        """What the run knows now. Raises `ConfigError` before the run has begun."""
+        if not hasattr(self, "_state"):
+            raise ConfigError("the run has not begun yet; use it in a with statement")
+        return self._state
+
+    @property
+    def model(self) -> Any:
+        """The model as the loop calls it: inside what `wrap` has put around it."""
+        return self._wrapped
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Let the tricks that wrap a phase act around the block, which does the work of that phase itself.
+
+        Raises `ConfigError` for a trick that would do the work in the place of the block.
+        """
+        if name not in PHASES:
+            raise ConfigError(f"a phase is one of {', '.join(PHASES)}, got {name!r}")
+        self._phases.add(name)
+        self._refuse_answers(name)
+        opened = Opened()
+        try:
+            opened.enter((function for _, function in self._box.wrappers(name)), self.state)
+            try:
+                yield
+            except BaseException as error:
+                opened.leave(None, error)
+                raise
+            opened.leave(True)
+        except Exception as error:
+            self._explain(error)
+            raise
+
+    # -- beginning and end ---------------------------------------------------------------------------------------------
+
+    def _begin(self, sample: Batch, **facts: Any) -> None:
+        """Plan on *sample*, let every trick edit the model, and wrap it. Undoes everything where that fails."""
+        before, edits = {id(parameter) for parameter in self._model.parameters()}, edits_of(self._model)
+        surgery = facts.pop("surgery", None) or plan_surgery(self._model, sample, self._forward)
+        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+        streams = Streams(self._seed, device, ranks.rank())
+        self._state = State(
+            model=self._model,
+            device=device,
+            streams=streams,
+            surgery=surgery,
+            batch=sample,
+            clock=clock_of(self._model),
+            **facts,
+        )
+        try:
+            self._box.init(self._state)
+            self._wrapped = self._model if self._wrap is None else self._wrap(self._model)
+        except BaseException as error:
+            self._explain(error)
+            self._take_back(edits)
+            raise
+        self._before = before
+        self._calls = {hook: self._box.compiled(hook) for hook in HOOKS}
+
+    def _take_back(self, edits: int) -> None:
+        """Undo what this run did to the model: all, or what follows the edits of earlier ones."""
+        if edits:
+            undo_since(self._model, edits)
+        else:
+            undo(self._model)
+
+    def _end(self, first: BaseException | None) -> None:
+        """Fire `fit_end` for every trick, whatever another one raises; the first error of the run is the one raised."""
+        errors = []
+        for _, function in self._box.each("fit_end"):
+            try:
+                self._guarded(function)
+            except BaseException as error:
+                errors.append(error)
+        for handle in self._handles:
+            handle.remove()
+        self._scaling.put_back()
+        forget_trained(self._model)
+        if errors and first is None:
+            raise errors[0]
+        for later in errors:
+            assert first is not None
+            first.add_note(f"then fit_end failed too: {type(later).__name__}: {later}")
+
+    def _move(self, epoch: int, index: int) -> None:
+        """Move everything that is drawn to a batch of an epoch."""
+        state = self._state
+        if epoch != state.epoch or index == 0:
+            state.streams.start_epoch(epoch)
+        state.epoch, state.batch_index = epoch, index
+        state.streams.advance(index)
+        state.clock.set((epoch << _TIME) + index)
+
+    def _write_row(self) -> None:
+        """Write down the epoch that has ended; the learning rate is that of its last update."""
+        state = self._state
+        lr = {} if self._lr is None else {"lr": float(self._lr)}
+        state.history.rows.append({"epoch": state.epoch, "step": state.step, **state.metrics, **lr})
+
+    def _fire(self, moment: str) -> None:
+        function = self._calls[moment]
+        if function is not None:
+            self._guarded(function)
+
+    def _guarded(self, function: Callable[[State], Any]) -> Any:
+        try:
+            return function(self._state)
+        except Exception as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException) -> None:
+        blamed = self._box.blame(error)
+        if blamed is not None and hasattr(self, "_state"):
+            note = f"raised in {blamed}, epoch {self._state.epoch}, step {self._state.step}"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+
+    # -- the optimizer's own steps -------------------------------------------------------------------------------------
+
+    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Scale around every step of *optimizer*, count it, and act around it where the loop takes it by itself."""
+        self._steps[optimizer] = 0
+        # A step that is compiled must not take the hooks into its graph, where the numbers would freeze.
+        before, after = torch.compiler.disable(self._enter_step), torch.compiler.disable(self._leave_step)
+        self._handles.append(optimizer.register_step_pre_hook(before))
+        self._handles.append(optimizer.register_step_post_hook(after))
+
+    def _enter_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        # Where a class of the user's calls the step of its base class, torch fires the hooks of both.
+        self._depth = self._depth + 1 if self._depth and _is_running(self._stepping) else 1
+        if self._depth > 1:
+            return None
+        self._stepping = _frame_of_step()
+        return self._before_step(optimizer, args, kwargs)
+
+    def _leave_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._stepping = None
+            self._after_step(optimizer, args, kwargs)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        state = self._state
+        state.optimizer, state.step = optimizer, self._steps[optimizer]
+        changed = None if self._updating else self._step_taken(optimizer, args, kwargs)
+        if state.scales:
+            self._scaling.write(optimizer, state)
+        lr = optimizer.param_groups[0]["lr"]
+        self._lr = lr.clone() if isinstance(lr, torch.Tensor) else lr
+        return changed
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._scaling.put_back()
+        # Under a GradScaler a fused optimizer is stepped always, and skips by itself.
+        skipped = getattr(optimizer, "found_inf", None)
+        made = skipped is None or not bool(skipped)
+        self._steps[optimizer] += made
+        self._state.step = self._steps[optimizer]
+        if not self._updating:
+            self._step_made(made)
+
+    def _step_taken(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Begin the phase `update` around a step that the loop takes by itself."""
+        try:
+            self._refuse_answers("update")
+            wrappers = [function for _, function in self._box.wrappers("update")]
+            changed = self._closure_first(optimizer, args, kwargs) if wrappers else None
+            self._update = Opened()
+            self._update.enter(wrappers, self._state)
+        except Exception as error:
+            self._explain(error)
+            raise
+        return changed
+
+    def _step_made(self, made: bool) -> None:
+        """End the phase `update` around a step that the loop has taken by itself."""
+        try:
+            self._update.leave(made)
+        except Exception as error:
+            self._explain(error)
+            raise
+        finally:
+            self._state.again = self._passes
+
+    def _closure_first(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Run the closure of a step now, since tricks act on the gradients that it makes; the step gets its loss."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None or evaluates_closure(optimizer):
+            return None
+        state = self._state
+
+        def again() -> Any:
+            state.clock.set((state.epoch << _TIME) + state.batch_index)
+            with torch.enable_grad():
+                return closure()
+
+        loss = again()
+        state.again = again
+        return (args[0], lambda: loss), {}
+
+    def _refuse_answers(self, phase: str) -> None:
+        """Raise `ConfigError` for a trick that answers a phase whose work the loop does."""
+        for name, _ in self._box.each(phase):
+            if name != "core":
+                raise ConfigError(
+                    f"{name} does the work of {phase!r} itself, but your loop does it already; use Session or fit"
+                )
+
+
+def _frame_of_step() -> FrameType | None:
+    """The call of torch's own that fires the hooks of a step."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _STEP_FILE:
+        frame = frame.f_back
+    return frame
+
+
+def _is_running(frame: FrameType | None) -> bool:
+    """Whether *frame* is among those that have called this function, and not the rest of a step that raised."""
+    running: FrameType | None = sys._getframe(1)
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is frame is not None
+
+
+def evaluates_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether *optimizer* computes its gradients by itself, as often as it likes, as LBFGS does."""
+    return isinstance(optimizer, torch.optim.LBFGS)

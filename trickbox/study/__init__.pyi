@@ -1,0 +1,18 @@
+from .design import Arm, add_one, leave_one_out
+from .outcome import Comparison, Outcome
+from .study import Study
+from .task import ACCURACY, LOSS, Metric, Splits, Task
+
+__all__ = [
+    "ACCURACY",
+    "LOSS",
+    "Arm",
+    "Comparison",
+    "Metric",
+    "Outcome",
+    "Splits",
+    "Study",
+    "Task",
+    "add_one",
+    "leave_one_out",
+]
