@@ -20,5 +20,8 @@ def every_trick(folder: Path) -> dict[str, Any]:
         "transfer": {"weights": str(weights), "head": "new"},
         "warm_up": {"steps": 4},
         "early_stopping": {"patience": 1},
+        "accumulate": {"batches": 2},
+        "clip_gradients": {"limit": 0.1},
+        "sam": {"rho": 0.5},
     }
     return {name: get(name)(**settings.get(name, {})) for name in available()}

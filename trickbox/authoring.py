@@ -9,6 +9,7 @@ from trickbox.errors import ConfigError, DataError, NoEffectError, SurgeryError,
 from trickbox.hooks import hookimpl
 from trickbox.monitor import is_better, resolve_monitor, worst
 from trickbox.nest import map_tensors, tensors
+from trickbox.run import check_gradients
 from trickbox.state import Batch, Options, State
 from trickbox.streams import derive, forked
 from trickbox.surgery import (
@@ -26,6 +27,7 @@ from trickbox.surgery import (
     evaluating,
     norm_after,
 )
+from trickbox.targets import check_classes, labels_inside, probabilities, takes_probabilities
 from trickbox.trick import choice, flag, integer, interval, text, trick
 
 __all__ = [
@@ -47,6 +49,8 @@ __all__ = [
     "Surgery",
     "SurgeryError",
     "activation_after",
+    "check_classes",
+    "check_gradients",
     "choice",
     "derive",
     "evaluating",
@@ -56,11 +60,14 @@ __all__ = [
     "integer",
     "interval",
     "is_better",
+    "labels_inside",
     "map_tensors",
     "near",
     "norm_after",
+    "probabilities",
     "refresh",
     "resolve_monitor",
+    "takes_probabilities",
     "tensors",
     "text",
     "trick",

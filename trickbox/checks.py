@@ -34,7 +34,7 @@ def check_model(model: Any) -> None:
         raise ConfigError(
             f"model is wrapped in {type(model).__name__}; pass the module inside, and {type(model).__name__} as wrap="
         )
-    if any(type(parameter.data).__name__ == "DTensor" for parameter in model.parameters()):
+    if is_sharded(model):
         raise ConfigError(
             "model is sharded already; pass the whole one, and wrap=fully_shard to shard it after surgery"
         )
@@ -43,6 +43,15 @@ def check_model(model: Any) -> None:
             "model is compiled already, and a compiled graph would not see what tricks add; pass wrap=torch.compile "
             "instead, which compiles it after surgery"
         )
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether the parameters of *model* are spread over several processes."""
+    if not isinstance(model, nn.Module):
+        return False
+    # By name, because the classes live in a package that takes long to import and is there already if one is in use.
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    return "FSDPModule" in kinds or any(type(p.data).__name__ == "DTensor" for p in model.parameters())
 
 
 def _is_compiled(model: nn.Module) -> bool:
@@ -68,9 +77,7 @@ def check_wrapped(wrapped: Any) -> None:
     if not callable(wrapped):
         raise ConfigError(f"wrap must give what the loop calls, got {wrapped!r}")
     inner = getattr(wrapped, "_orig_mod", wrapped)
-    together = isinstance(inner, DistributedDataParallel) or any(
-        type(p.data).__name__ == "DTensor" for p in inner.parameters()
-    )
+    together = isinstance(inner, DistributedDataParallel) or is_sharded(inner)
     if ranks.world() > 1 and not together:
         raise ConfigError(
             f"{ranks.world()} processes would each train a model of their own; pass wrap=DistributedDataParallel, or "

@@ -41,8 +41,8 @@ class Source(Protocol):
         All ranks share one order: each takes its part of every round, and a round that is not complete is dropped.
         """
 
-    def once(self) -> Iterator[Batch]:
-        """This rank's share of all batches, in their own order, for evaluation."""
+    def once(self, shared: bool = False) -> Iterator[Batch]:
+        """All batches in their own order, for evaluation; *shared* out among the ranks, this one's share of them."""
 
 
 class TensorSource:
@@ -71,9 +71,10 @@ class TensorSource:
         for index in self._mine(torch.split(order, self._batch_size)):
             yield Batch(_take(self._inputs, index), _take(self._targets, index), len(index))
 
-    def once(self) -> Iterator[Batch]:
+    def once(self, shared: bool = False) -> Iterator[Batch]:
         step = self._batch_size * EVALUATION_BATCHES
-        for start in range(ranks.rank() * step, self._size, ranks.world() * step):
+        first, parts = (ranks.rank(), ranks.world()) if shared else (0, 1)
+        for start in range(first * step, self._size, parts * step):
             yield self._cut(start, start + step)
 
     def _mine(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -115,8 +116,9 @@ class LoaderSource:
         rounds = zip(*[self._batches()] * ranks.world(), strict=False)
         return (batches[ranks.rank()] for batches in rounds)
 
-    def once(self) -> Iterator[Batch]:
-        return itertools.islice(self._batches(), ranks.rank() if self._parts() > 1 else 0, None, self._parts())
+    def once(self, shared: bool = False) -> Iterator[Batch]:
+        first, parts = (ranks.rank(), ranks.world()) if shared and self._parts() > 1 else (0, 1)
+        return itertools.islice(self._batches(), first, None, parts)
 
     def _parts(self) -> int:
         """Into how many parts the run has to split the loader; one that splits by itself is left to do so."""

@@ -95,7 +95,8 @@ class Attached(Run):
         """
         state = self.state
         self._check(validated=any(name.startswith(("val_", "eval_")) for name in metrics))
-        state.metrics = ranks.means({name: float(value) for name, value in metrics.items()})
+        values = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in metrics.items()}
+        state.metrics = ranks.means({name: float(value) for name, value in values.items()})
         state.metric_modes = {name: direction(name) for name in state.metrics}
         self._fire("epoch_end")
         self._write_row()
@@ -271,7 +272,8 @@ def apply(
     edits = edits_of(model)
     try:
         run._begin(Batch(inputs, None, 0), has_loop=False)
-        if run.state.scales or (run.state.parameter_options and optimizer is None):
+        optimizes = run.state.parameter_options and optimizer is None
+        if run.state.scales or run.state.batches_per_update > 1 or optimizes:
             raise ConfigError(
                 "a trick here sets how parameters are optimized and needs a loop: use attach, fit or Session"
             )

@@ -72,12 +72,14 @@ class Meter:
     """Averages over samples: the loss of each batch weighted by its size, metrics on many batches at once.
 
     With *classes*, metrics get class numbers also where a trick made probabilities of them: the most probable class.
+    *together*, the averages are those of all ranks; then all must ask for them.
 
     Cost of `add`: well under a microsecond; nothing is read from the device before `result`.
     """
 
-    def __init__(self, metrics: Mapping[str, Any], classes: bool = False) -> None:
+    def __init__(self, metrics: Mapping[str, Any], classes: bool = False, together: bool = False) -> None:
         self._classes = classes
+        self._together = together
         self._functions = {n: m for n, m in metrics.items() if not _is_stateful(m)}
         self._stateful = {n: copy.deepcopy(m) for n, m in metrics.items() if _is_stateful(m)}
         self.reset()
@@ -102,16 +104,17 @@ class Meter:
     def result(self) -> dict[str, float]:
         """The averages so far; the one place where the host waits for the device."""
         self._fold()
-        if not self._found:
-            return {}
-        values = iter(torch.cat([tensor for _, tensor, _ in self._found]).tolist())
-        sums: dict[str, float] = {}
-        weights: dict[str, float] = {}
+        values = iter(torch.cat([tensor for _, tensor, _ in self._found]).tolist() if self._found else [])
+        names = ["loss", *self._functions]
+        sums, weights = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for name, _, sizes in self._found:
-            sums[name] = sums.get(name, 0.0) + sum(next(values) * size for size in sizes)
-            weights[name] = weights.get(name, 0) + sum(sizes)
-        sums, weights = _over_ranks(sums), _over_ranks(weights)
-        averages = {name: total / weights[name] for name, total in sums.items()}
+            sums[name] += sum(next(values) * size for size in sizes)
+            weights[name] += sum(sizes)
+        if self._together:  # also where this rank had no batch
+            sums, weights = _over_ranks(sums), _over_ranks(weights)
+        averages = {name: total / weights[name] for name, total in sums.items() if weights[name]}
+        if not averages:
+            return {}
         return averages | {name: float(metric.compute()) for name, metric in self._stateful.items()}
 
     @torch.no_grad()
@@ -148,11 +151,13 @@ class Meter:
         self._elements = 0
 
 
-def measure(model: nn.Module, source: Source, loss: Loss, meter: Meter, forward: Forward = call) -> dict[str, float]:
-    """The averages of a whole source in eval mode; the modes of all modules are put back."""
+def measure(
+    model: nn.Module, source: Source, loss: Loss, meter: Meter, forward: Forward = call, shared: bool = False
+) -> dict[str, float]:
+    """The averages of a whole source in eval mode, *shared* out among the ranks; modes of all modules are put back."""
     meter.reset()
     with evaluating(model), torch.no_grad():
-        for batch in source.once():
+        for batch in source.once(shared):
             outputs = forward(model, batch.inputs)
             meter.add(outputs, batch.targets, loss(outputs, batch.targets), batch.size)
     return meter.result()
@@ -187,7 +192,7 @@ def evaluate(
     return measure(model.to(place), source, loss, Meter(metrics), forward)
 
 
-def _over_ranks(sums: Mapping[str, float]) -> dict[str, float]:
+def _over_ranks(sums: dict[str, float]) -> dict[str, float]:
     return dict(zip(sums, ranks.totals(list(sums.values())), strict=True))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trickbox import ranks
+from trickbox.checks import is_sharded
 from trickbox.data import Source
 from trickbox.hooks import hookimpl
 from trickbox.metrics import Forward, Meter, measure
@@ -57,6 +59,9 @@ class Core:
         if self.valid is None:
             return {}
         assert state.loss is not None
+        # Ranks that hold shards must make the same forwards; others share them, past the wrap that would join them.
+        sharded = is_sharded(state.model)
+        model = self.model if sharded or ranks.world() == 1 else state.model
         # What a loader draws here is harmless: every epoch starts from seeds of its own.
-        found = measure(self.model, self.valid, state.loss, self.meter, self.forward)
+        found = measure(model, self.valid, state.loss, self.meter, self.forward, shared=not sharded)
         return {f"val_{name}": value for name, value in found.items()}

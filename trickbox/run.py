@@ -264,7 +264,8 @@ class Run:
         def again() -> Any:
             state.clock.set((state.epoch << _TIME) + state.batch_index)
             with torch.enable_grad():
-                return closure()
+                found = closure()
+            return found.detach() if isinstance(found, torch.Tensor) else found
 
         loss = again()
         state.again = again
@@ -298,3 +299,12 @@ def _is_running(frame: FrameType | None) -> bool:
 def evaluates_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether *optimizer* computes its gradients by itself, as often as it likes, as LBFGS does."""
     return isinstance(optimizer, torch.optim.LBFGS)
+
+
+def check_gradients(trick: str, optimizer: torch.optim.Optimizer | None, verb: str) -> None:
+    """Raise `ConfigError`, naming *trick*, for an optimizer inside whose step nothing can *verb* the gradients."""
+    if optimizer is not None and evaluates_closure(optimizer):
+        raise ConfigError(
+            f"{trick}: {type(optimizer).__name__} computes its gradients inside its step, where nothing can {verb} "
+            "them; drop the trick, or use an optimizer such as torch.optim.Adam"
+        )

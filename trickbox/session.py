@@ -247,8 +247,8 @@ class Session(Run):
         metrics = dict(default_metrics(output, sample.targets) if self._metrics is None else self._metrics)
         check_metrics(metrics)
         classes = isinstance(sample.targets, Tensor) and not sample.targets.is_floating_point()
-        self._meter = Meter(metrics, classes)
-        self._core.valid, self._core.meter = self._valid, Meter(metrics)
+        self._meter = Meter(metrics, classes, together=True)
+        self._core.valid, self._core.meter = self._valid, Meter(metrics, together=True)
         return metrics
 
     def _answered(self, phase: str) -> Any:

@@ -6,17 +6,18 @@ from typing import Any, ClassVar
 
 import torch
 from attrs import field
-from torch import Tensor, nn
+from torch import Tensor
 
 from trickbox.authoring import (
     Batch,
-    ConfigError,
     NoEffectError,
     State,
-    forked,
+    check_classes,
     hookimpl,
     interval,
+    labels_inside,
     map_tensors,
+    probabilities,
     tensors,
     trick,
 )
@@ -58,46 +59,16 @@ def mix(nest: Any, partners: Tensor, lam: Tensor) -> Any:
     return map_tensors(of_one, nest)
 
 
-def probabilities(targets: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn class numbers (N,) into probabilities (N, classes).
-
-    >>> probabilities(torch.tensor([1, 0]), 2)
-    tensor([[0., 1.],
-            [1., 0.]])
-    """
-    zeros = torch.zeros(len(targets), classes, dtype=dtype, device=targets.device)
-    return zeros.scatter_(1, targets[:, None], 1.0)
-
-
-def takes_probabilities(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
-    """Whether *loss* takes class probabilities: a cross-entropy, or one that gives the same for them as for *targets*.
-
-    Shapes: outputs (N, C), targets (N,) of class numbers. Cost: two calls of a loss that is no cross-entropy of torch.
-
-    >>> outputs, targets = torch.zeros(2, 3), torch.tensor([0, 2])
-    >>> [takes_probabilities(loss, outputs, targets) for loss in (nn.CrossEntropyLoss(), nn.NLLLoss())]
-    [True, False]
-    """
-    if isinstance(loss, nn.CrossEntropyLoss):
-        return True
-    try:
-        with forked(), torch.no_grad():
-            soft = loss(outputs, probabilities(targets, outputs.shape[1], outputs.dtype))
-            return bool(torch.allclose(soft, loss(outputs, targets)))
-    except Exception:  # a loss may refuse in any way
-        return False
-
-
 @trick
 class Mixup:
     """Train on mixtures of pairs of samples, in the share lambda ~ Beta(alpha, alpha), drawn once a batch.
 
-    All floating tensors of the inputs are mixed, each sample with another one of its batch. Class numbers (N,) become
-    probabilities (N, C), where C comes from the model's outputs (N, C); floating targets are mixed as they are. Class
-    weights in the loss then weigh the single terms but no longer their mean. Training metrics see the mixed targets. 0
-    is off. Cost: one pass over a batch. Raises `ConfigError` before training for a loss that does not take
-    probabilities or for targets of another kind, and `NoEffectError` where no input is floating. Source: Zhang et al.
-    2018.
+    All floating tensors of the inputs are mixed, each sample with another one of its batch. Class numbers (N, ...)
+    become probabilities (N, C, ...), where C comes from the model's outputs (N, C, ...); floating targets are mixed as
+    they are. Class weights in the loss then weigh the single terms but no longer their mean. Training metrics see the
+    mixed targets. 0 is off. Cost: one pass over a batch. Raises `ConfigError` before training, in a loop that tells its
+    targets only batch by batch at the first one: for a loss that does not take probabilities or ignores some, or for
+    targets of another kind. Raises `NoEffectError` where no input is floating. Source: Zhang et al. 2018.
 
     >>> Mixup(alpha=0.4)
     Mixup(alpha=0.4)
@@ -112,6 +83,7 @@ class Mixup:
     alpha: float = field(default=0.2, validator=interval("[0, inf)"))
 
     generator: torch.Generator | None = field(init=False, repr=False, default=None)
+    checked: bool = field(init=False, repr=False, default=False)
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -121,8 +93,8 @@ class Mixup:
         if not any(tensor.is_floating_point() for tensor in tensors(state.batch.inputs)):
             found = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors(state.batch.inputs))
             raise NoEffectError(f"mixup acted nowhere: it looked for floating inputs, found {found}")
-        if not all(tensor.is_floating_point() for tensor in tensors(state.batch.targets)):
-            _check_classes(state)
+        if state.batch.targets is not None or labels_inside(state):
+            self._check_targets(state)
         self.generator = state.stream()
 
     @hookimpl
@@ -130,6 +102,8 @@ class Mixup:
         """Mix the batch."""
         if self.generator is None:
             return
+        if not self.checked:
+            self._check_targets(state)
         inputs, targets = state.batch
         if isinstance(targets, Tensor) and not targets.is_floating_point():
             outputs = state.surgery.tape.output
@@ -138,17 +112,8 @@ class Mixup:
         partners = draw_partners(state.batch.size, self.generator)
         state.batch = Batch(mix(inputs, partners, lam), mix(targets, partners, lam), state.batch.size)
 
-
-def _check_classes(state: State) -> None:
-    targets, outputs = state.batch.targets, state.surgery.tape.output
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim != 1:
-        found = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors(targets))
-        raise ConfigError(f"mixup: targets must be floating, or class numbers (N,) of dtype int64, got {found}")
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or not outputs.is_floating_point():
-        found = str(tuple(outputs.shape)) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise ConfigError(f"mixup: for class targets the model must give outputs of shape (N, C), got {found}")
-    if not takes_probabilities(state.loss, outputs, targets):
-        raise ConfigError(
-            f"mixup: the loss must take class probabilities, got {state.loss!r}; use nn.CrossEntropyLoss() on logits, "
-            f"or give floating targets"
-        )
+    def _check_targets(self, state: State) -> None:
+        targets = list(tensors(state.batch.targets))
+        if not targets or not all(tensor.is_floating_point() for tensor in targets):
+            check_classes("mixup", state)
+        self.checked = True

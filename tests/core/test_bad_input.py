@@ -4,11 +4,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import trickbox as tb
@@ -51,9 +57,16 @@ BAD_DATA = {
     "a generator": (((X, Y) for _ in range(3)), "is an iterator, which is empty after one epoch; give a list or"),
     "an iterator over a list": (iter([(X, Y)]), "is an iterator"),
     "zip": (zip(X.split(5), Y.split(5), strict=True), "is an iterator"),
-    "triples": ([(X, Y, Y)], r"must give pairs \(inputs, targets\), got 3 parts"),
+    "triples": ([(X, Y, Y)], r"must give pairs \(inputs, targets\), or mappings that the model takes, got 3 parts"),
     "single tensors": ([X, X, X], "must give pairs .* got a Tensor"),
-    "mappings": ([{"x": X, "y": Y}], "must give pairs .* got a dict"),
+    "mappings with other names": (
+        [{"x": X, "y": Y}],
+        "the model cannot take inputs .* unexpected keyword argument 'x'",
+    ),
+    "mappings without targets": ([{"input": X}], r"the loss cannot take outputs \(20, 3\) with targets a NoneType"),
+    "mappings without tensors": ([{"input": "text"}], "must give tensors or arrays"),
+    "mappings with NaN": ([{"input": with_nan(float("nan"))}], "2 samples of the inputs hold NaN"),
+    "one mapping": ({"input": X, "labels": Y}, "must give pairs .* got a str"),
     "pairs without tensors": ([("a", "b")], "must give tensors or arrays"),
     "a tensor": (X, "must give pairs"),
     "a dataset": (TensorDataset(X, Y), "must be a pair of tensors or arrays, a DataLoader .* got a TensorDataset"),
@@ -97,6 +110,10 @@ BAD_SETTINGS = {
     ),
     "a trick that is missing": ({"tricks": [toy("Dog", requires="cat")]}, "dog needs 'cat' in the same run; add it"),
     "a trick class": ({"tricks": [type(toy("Cat"))]}, r"Cat is a class; make an object of it: Cat\(\)"),
+    "no length": ({"max_epochs": None}, "the run needs a length: give max_epochs, or max_steps"),
+    "no steps": ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
+    "half a step": ({"max_steps": 1.5, "max_epochs": None}, "max_steps must be a whole number"),
+    "True steps": ({"max_steps": True}, "max_steps must be a whole number"),
     "no epochs": ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
     "half an epoch": ({"max_epochs": 1.5}, "max_epochs must be a whole number"),
     "True epochs": ({"max_epochs": True}, "max_epochs must be a whole number"),
@@ -142,25 +159,142 @@ def test_a_loss_that_is_not_one_number_is_said(run, net, untouched, what):
         run([toy("Early")], model=net, loss=BAD_LOSSES[what])
 
 
-def test_a_model_that_already_has_tricks_is_refused(run, net, data):
-    tb.apply(net, ["layer_norm"], data[0])
+class Named(nn.Linear):
+    """What a model that takes a batch by name may be given."""
+
+    def forward(self, input, **_):  # noqa: A002
+        return super().forward(input)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind"),
+    [
+        (lambda logits: logits, "Tensor"),
+        (lambda logits: {"logits": logits}, "dict"),
+        (lambda logits: {"logits": logits, "loss": None}, "dict"),
+        (lambda logits: (logits.sum(), logits), "tuple"),
+    ],
+)
+def test_without_a_loss_outputs_that_hold_none_are_said_before_training(run, untouched, outputs, kind):
+    class Net(Named):
+        def forward(self, input):  # noqa: A002
+            return outputs(super().forward(input))
+
+    model = Net(4, 3)
+    for data in ((X, Y), [{"input": X}]):
+        with (
+            untouched(model),
+            pytest.raises(tb.ConfigError, match=f"the model's outputs, a {kind}, hold none; pass loss="),
+        ):
+            run([toy("Early")], model=model, train=data, loss=None)
+
+
+ENTRIES = {
+    "fit": lambda model, tricks: tb.fit(
+        model, (X, Y), loss=nn.CrossEntropyLoss(), optimizer=torch.optim.SGD, tricks=tricks, max_epochs=1
+    ),
+    "attach": lambda model, tricks: tb.attach(model, tricks, X),
+    "apply": lambda model, tricks: tb.apply(model, tricks, X),
+}
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process only."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("entry", ["fit", "attach"])
+def test_a_model_that_already_has_tricks_is_refused(net, untouched, entry):
+    tb.apply(net, ["layer_norm"], X)
     keys = list(net.state_dict())
-    with pytest.raises(tb.ConfigError, match=r"already has tricks on; call trickbox.undo\(model\) first"):
-        run(model=net)
-    with pytest.raises(tb.SurgeryError, match=r"trickbox.undo\(model\) takes them off"):
-        tb.apply(net, ["layer_norm"], data[0])
+    with (
+        untouched(net),
+        pytest.raises(tb.ConfigError, match=r"already has tricks on; call trickbox.undo\(model\) first"),
+    ):
+        ENTRIES[entry](net, ["dropout"])
     assert list(net.state_dict()) == keys
 
 
-def test_a_compiled_model_is_refused_with_the_fix(run, net):
-    with pytest.raises(tb.ConfigError, match="wrapped in OptimizedModule; pass the module inside"):
-        run(model=torch.compile(net, backend="eager"))
+def with_compiled_part(net):
+    net[0] = torch.compile(net[0], backend="eager")
+    return net
+
+
+def after(method):
+    def wrap(net):
+        method(net)
+        return net
+
+    return wrap
+
+
+REFUSED = {
+    "compiled": (partial(torch.compile, backend="eager"), "wrapped in OptimizedModule; pass the module inside"),
+    "compiled in place": (after(lambda net: net.compile(backend="eager")), "compiled already, .* wrap=torch.compile"),
+    "with a part compiled in place": (after(lambda net: net[0].compile(backend="eager")), "compiled already"),
+    "with a compiled part": (with_compiled_part, "compiled already"),
+    "in several replicas": (nn.DataParallel, "wrapped in DataParallel; pass the module inside, .* as wrap="),
+    "scripted": (torch.jit.script, "model is a ScriptModule, .* pass the module it was made from"),
+    "traced": (lambda net: torch.jit.trace(net, X), "model is a ScriptModule"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_model_that_surgery_cannot_edit_is_refused_with_the_fix(net, untouched, entry, what):
+    wrap, message = REFUSED[what]
+    model = wrap(net)
+    with untouched(net), pytest.raises(tb.ConfigError, match=message):
+        ENTRIES[entry](model, ["dropout"])
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("called", [False, True])
+def test_a_model_inside_a_compiled_one_is_refused_while_that_exists(net, untouched, entry, called):
+    compiled = torch.compile(net, backend="eager")
+    if called:
+        compiled(X)
+    with untouched(net), pytest.raises(tb.ConfigError, match=r"compiled already, .* wrap=torch\.compile"):
+        ENTRIES[entry](net, ["dropout"])
+    del compiled
+    ENTRIES[entry](net, ["dropout"])
+
+
+def sharded(net):
+    return fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+
+
+def sharded_and_wrapped(net):
+    return FullyShardedDataParallel(net, device_id=torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore:.*FSDP")
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (DistributedDataParallel, "wrapped in DistributedDataParallel; pass the module inside, and Dist.* as wrap="),
+        (sharded, "sharded already; pass the whole one, and wrap=fully_shard"),
+        (sharded_and_wrapped, "wrapped in FullyShardedDataParallel|sharded already"),
+    ],
+    ids=["ddp", "fully_shard", "fsdp"],
+)
+def test_a_model_that_is_shared_by_processes_already_is_refused_with_the_fix(alone, net, entry, wrap, message):
+    model = wrap(net)
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(tb.ConfigError, match=message):
+        ENTRIES[entry](model, ["layer_norm"])
+    assert [name for name, _ in model.named_modules()] == names
 
 
 def test_a_trick_that_needs_a_loop_is_refused_without_one(net, data, untouched):
     with (
         untouched(net),
-        pytest.raises(tb.ConfigError, match="early acts in batch and needs a loop: use fit or Session"),
+        pytest.raises(tb.ConfigError, match="early acts in batch and needs a loop: use attach, fit or Session"),
     ):
         tb.apply(net, [toy("Early")], data[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -237,8 +238,11 @@ def test_the_length_of_a_run_on_an_iterable_without_length_is_a_clear_error(run)
             return iter([(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))])
 
     assert len(run(train=Mine()).history) == 2
-    with pytest.raises(tb.ConfigError, match="give an iterable with __len__"):
+    with pytest.raises(
+        tb.ConfigError, match="the length of the run is asked for, but nothing tells it: give max_steps"
+    ):
         run([Asks()], train=Mine())
+    assert run([Asks()], train=Mine(), max_steps=2).history["step"] == [1, 2]
 
 
 def test_a_list_of_batches_is_an_iterable_with_a_length():
@@ -259,6 +263,20 @@ def test_batches_of_arrays_are_converted():
     batch = source([(np.zeros((3, 2)), np.zeros(3, dtype=np.int64))]).sample()
     assert batch.inputs.dtype == torch.float32
     assert batch.size == 3
+
+
+def test_a_mapping_is_a_batch_that_is_taken_by_name_and_its_labels_are_the_targets():
+    inputs, targets = numbered(5)
+    mine = UserDict({"x": inputs.numpy(), "labels": targets, "name": "text"})
+    batch = source([mine]).sample()
+    assert type(batch.inputs) is dict
+    assert batch.inputs.keys() == mine.keys()
+    assert torch.equal(batch.inputs["x"], inputs)
+    assert batch.inputs["labels"] is batch.targets
+    assert (batch.size, batch.inputs["name"]) == (5, "text")
+    assert type(mine["x"]) is np.ndarray, "the caller's mapping was changed"
+    (other,) = source([{"x": inputs}]).once()
+    assert (other.targets, other.size) == (None, 5)
 
 
 def test_the_size_of_a_batch_ignores_numbers_without_dimension():

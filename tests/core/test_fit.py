@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,72 @@ def test_validation_leaves_the_mode_of_each_module_as_it_was(run, valid):
     assert MODES == [([True, True, False, True],) * 2] * 2
 
 
+# -- batches by name, and losses of the model's own --------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """A model that takes its batch by name and computes its own loss."""
+
+    def __init__(self, outputs=dict):
+        super().__init__()
+        self.net, self.outputs = build(dropout=True), outputs
+
+    def forward(self, x, labels):
+        logits = self.net(x)
+        return self.outputs(loss=F.cross_entropy(logits, labels), logits=logits)
+
+
+def by_name(data, batch_size=8):
+    inputs, labels = data
+    return [{"x": x, "labels": y} for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
+
+
+@pytest.mark.parametrize("outputs", [dict, SimpleNamespace])
+def test_a_model_with_its_own_loss_equals_a_hand_written_loop_bit_for_bit(run, data, valid, same_bits, outputs):
+    model, losses = Own(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with forked():
+        for epoch in range(2):
+            model.train()
+            for batch, named in enumerate(by_name(data)):
+                torch.manual_seed(derive(0, "noise", epoch) + batch)
+                optimizer.zero_grad()
+                model(**named)["loss"].backward()
+                optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                losses.append(model(*valid)["loss"].item())
+    result = run(model=Own(outputs), train=by_name(data), valid=by_name(valid, 4), loss=None)
+    same_bits(result.model, model)
+    assert result.history["val_loss"] == pytest.approx(losses, rel=1e-6)
+    assert result.history.columns == ["epoch", "step", "train_loss", "val_loss", "lr"]
+
+
+def test_metrics_get_the_outputs_and_the_labels_of_a_batch_by_name(run, data):
+    def right(outputs, labels):
+        return (outputs["logits"].argmax(1) == labels).float().mean()
+
+    named = by_name(data, 6)
+    result = run(model=Own(), train=named, valid=named, loss=None, metrics={"right": right}, max_epochs=1)
+    with torch.no_grad():
+        expected = right(result.model.eval()(*data), data[1])
+    assert result.metrics["val_right"] == pytest.approx(expected.item())
+
+
+def test_a_loss_that_is_given_gets_the_labels_and_wins_over_the_model_s_own(run, data, same_bits):
+    mine = run(model=Own(), train=by_name(data), loss=lambda o, labels: 2 * F.cross_entropy(o["logits"], labels))
+    other = run(model=Own(), train=by_name(data), loss=None, optimizer=partial(torch.optim.SGD, lr=0.2))
+    same_bits(mine.model, other.model)
+    assert mine.history["train_loss"] == pytest.approx([2 * loss for loss in other.history["train_loss"]])
+
+
+def test_without_a_loss_tensors_in_pairs_work_too(run, data, same_bits):
+    named = {"x": data[0], "labels": data[1]}
+    mine, other = run(model=Own(), train=(named, data[1]), loss=None), run(model=build(dropout=True), train=data)
+    same_bits(mine.model.net, other.model)
+    assert mine.history["train_loss"] == other.history["train_loss"]
+
+
 # -- how a run ends ----------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +200,49 @@ def test_ctrl_c_ends_the_run_cleanly_with_what_there_is(run, untouched):
 
 def test_all_epochs_done_is_a_reason_too(run):
     assert run(max_epochs=3).stop_reason == "max_epochs: all 3 epochs are done"
+
+
+@trick
+class Length:
+    """Write down how long the run says that it is. Cost: none."""
+
+    @hookimpl(wrapper=True)
+    def update(self, state):
+        LENGTHS.append((state.total_steps, state.progress))
+        return (yield)
+
+
+LENGTHS: list[tuple[int, float]] = []
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(1, [1]), (3, [3]), (5, [3, 5]), (6, [3, 6])])
+def test_a_run_of_so_many_steps_ends_after_exactly_them(run, valid, same_bits, steps, rows):
+    LENGTHS.clear()
+    result = run([Length()], max_epochs=None, max_steps=steps, valid=valid)
+    expected = [(steps, step / steps) for step in range(steps)]
+    assert expected == LENGTHS
+    assert result.history["step"] == rows
+    assert result.stop_reason == f"max_steps: all {steps} steps are done"
+    assert len(result.seconds) == len(rows)
+    assert all(math.isfinite(loss) for loss in result.history["val_loss"])
+    longer = run(max_epochs=3, max_steps=steps, valid=valid)
+    same_bits(longer.model, result.model)
+    assert longer.history.rows == result.history.rows
+    assert longer.stop_reason == result.stop_reason
+
+
+def test_steps_in_whole_epochs_are_epochs(run, same_bits):
+    mine, other = run(max_epochs=None, max_steps=6), run(max_epochs=2)
+    same_bits(mine.model, other.model)
+    assert mine.history.rows == other.history.rows
+
+
+def test_of_two_lengths_the_shorter_one_counts(run):
+    LENGTHS.clear()
+    result = run([Length()], max_epochs=2, max_steps=100)
+    assert result.stop_reason == "max_epochs: all 2 epochs are done"
+    assert result.history["step"] == [3, 6]
+    assert {total for total, _ in LENGTHS} == {6}
 
 
 def test_divergence_stops_with_a_warning_and_a_reason(run):
@@ -206,6 +316,7 @@ def test_a_bar_without_known_length_and_one_that_is_interrupted_end_well(run, mo
             yield torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)
 
     assert "2step" in shown(monkeypatch, run, Terminal(), progress=True, train=Batches())
+    assert "2/2" in shown(monkeypatch, run, Terminal(), progress=True, train=Batches(), max_epochs=None, max_steps=2)
     text = shown(monkeypatch, run, Terminal(), progress=True, tricks=[Interrupt()], max_epochs=5)
     assert "4/15" in text
     assert text.endswith("\n")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -32,16 +33,34 @@ class Scale:
 
 @trick
 class Watch:
-    """Write down what the groups hold after each update. Cost: none."""
+    """Write down what the groups hold when the optimizer steps. Cost: none."""
 
-    @hookimpl(wrapper=True)
-    def update(self, state):
-        done = yield
-        SEEN.append([dict(group) for group in state.optimizer.param_groups])
-        return done
+    handle: Any = field(default=None, init=False)
+
+    @hookimpl
+    def fit_start(self, state):
+        self.handle = watch(state.optimizer)
+
+    @hookimpl
+    def fit_end(self, state):
+        self.handle.remove()
+
+
+def watch(optimizer):
+    """Write down what the groups hold in each step; hooks run in the order in which they were registered."""
+
+    def before(optimizer, args, kwargs):
+        groups = [dict(group) for group in optimizer.param_groups]
+        SEEN.append([{k: v.clone() if torch.is_tensor(v) else v for k, v in group.items()} for group in groups])
+
+    return optimizer.register_step_pre_hook(before)
 
 
 SEEN: list[list[dict]] = []
+
+
+def settings_of(optimizer):
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +101,7 @@ def test_factors_multiply_and_their_order_changes_no_bit(run, factors):
     found = set()
     for order in itertools.permutations(factors):
         SEEN.clear()
-        result = run([*(Scale(factor=f) for f in order), Watch()], max_epochs=1)
+        result = run([*(Scale(factor=f) for f in order), Watch()], max_epochs=1, batch_size=20)
         found.add((SEEN[-1][0]["lr"], str(result.model[0].weight.tolist())))
         expected = 0.1 * factors[0] * factors[1] * factors[2]
         assert SEEN[-1][0]["lr"] == pytest.approx(expected)
@@ -124,12 +143,169 @@ def test_weight_decay_is_scaled_in_every_group(run):
     assert [group["weight_decay"] for group in SEEN[-1]] == [0.1, 0.0]
 
 
+def test_outside_of_a_step_the_groups_hold_their_own_values(run, net):
+    optimizer, found = two_groups(net), []
+    before = settings_of(optimizer)
+
+    @trick
+    class Look:
+        """Look at the groups in every hook of a batch. Cost: none."""
+
+        @hookimpl
+        def batch(self, state):
+            found.append(settings_of(state.optimizer))
+
+        @hookimpl(wrapper=True)
+        def update(self, state):
+            found.append(settings_of(state.optimizer))
+            done = yield
+            found.append(settings_of(state.optimizer))
+            return done
+
+    result = run([Scale(factor=0.5), Scale("momentum"), Look()], model=net, optimizer=optimizer)
+    assert all(settings == before for settings in found)
+    assert len(found) == 18
+    assert result.history["lr"] == [0.05, 0.05]
+
+
+def test_every_group_is_scaled_from_its_own_value(run, net):
+    run([Scale(factor=0.5, power=1), Watch()], model=net, optimizer=two_groups(net))
+    rates = [(0.1 * (0.5 * (1 + step)), 0.2 * (0.5 * (1 + step))) for step in range(6)]
+    assert [tuple(group["lr"] for group in groups) for groups in SEEN] == rates
+
+
+def test_history_holds_the_rate_of_the_last_update(run):
+    assert run([Scale(factor=0.5, power=1)]).history["lr"] == [0.1 * (0.5 * step) for step in (3, 6)]
+    assert run().history["lr"] == [0.1, 0.1]
+
+
 def test_a_rate_in_a_tensor_is_scaled_in_place_and_put_back(run, net):
     rate = torch.tensor(0.1)
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    run([Scale(factor=0.5)], model=net, optimizer=optimizer)
+    result = run([Scale(factor=0.5), Watch()], model=net, optimizer=optimizer)
     assert optimizer.param_groups[0]["lr"] is rate
     assert rate == torch.tensor(0.1)
+    assert [groups[0]["lr"] for groups in SEEN] == [torch.tensor(0.05)] * 6
+    assert result.history["lr"] == [torch.tensor(0.05).item()] * 2
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_one_tensor_that_is_the_rate_of_several_groups_is_scaled_once(run, net, optimizer):
+    """What torch makes of a default: every group without a rate of its own holds the same tensor."""
+    rate = torch.tensor(0.1)
+    groups = [{"params": net[0].parameters()}, {"params": net[2].parameters()}]
+    mine = optimizer(groups, lr=rate)
+    run([Scale(factor=0.5), Watch()], model=net, optimizer=mine)
+    assert [[group["lr"].item() for group in groups] for groups in SEEN] == [[torch.tensor(0.05).item()] * 2] * 6
+    assert [group["lr"] for group in mine.param_groups] == [torch.tensor(0.1)] * 2
+
+
+def test_a_scheduler_of_the_caller_s_own_goes_together_with_a_schedule(net, data, same_bits):
+    """The caller steps it once an epoch; every update uses the product, bit for bit."""
+    with forked(1):
+        other = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.3)
+    with tb.Session(net, data, loss=F.cross_entropy, optimizer=optimizer, tricks=[Scale(factor=0.5, power=1), Watch()],
+                    max_epochs=3, batch_size=8, device="cpu") as session:  # fmt: skip
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+            scheduler.step()
+    theirs, rate, step = torch.optim.SGD(other.parameters(), lr=0.0, momentum=0.9), 0.1, 0
+    for epoch in range(3):
+        order = torch.randperm(20, generator=torch.Generator().manual_seed(derive(0, "order", epoch)))
+        for index in order.split(8):
+            theirs.param_groups[0]["lr"] = rate * (0.5 * (1 + step))
+            assert SEEN[step][0]["lr"] == theirs.param_groups[0]["lr"]
+            theirs.zero_grad()
+            F.cross_entropy(other(data[0][index]), data[1][index]).backward()
+            theirs.step()
+            step += 1
+        rate *= 0.3
+    same_bits(net, other)
+    assert optimizer.param_groups[0]["lr"] == scheduler.get_last_lr()[0] == rate
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_schedule_waits_where_a_scaler_skips_a_step(net, data, fused):
+    """Not fused, the scaler does not step the optimizer; fused, it steps always, and the optimizer skips by itself."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with tb.attach(net, [Scale(factor=0.5, power=1)], data[0], epochs=1, steps_per_epoch=3) as run:
+        optimizer = run.watch(torch.optim.SGD(net.parameters(), lr=0.1, fused=fused))
+        watch(optimizer)
+        made = []
+        for factor in (1.0, float("inf"), 1.0, 1.0):
+            before = net[0].weight.detach().clone()
+            scaler.scale(factor * F.cross_entropy(net(data[0]), data[1])).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            made.append((not torch.equal(net[0].weight, before), run.state.step))
+            assert optimizer.param_groups[0]["lr"] == 0.1
+        run.epoch_end()
+    assert made == [(True, 1), (False, 1), (True, 2), (True, 3)]
+    tried = [0, 1, 1, 2] if fused else [0, 1, 2]
+    assert [groups[0]["lr"] for groups in SEEN] == [0.1 * (0.5 * (1 + step)) for step in tried]
+    assert run.state.history["lr"] == [0.1 * (0.5 * 3)]
+
+
+def test_a_step_that_a_trick_skips_is_not_counted_and_the_schedule_waits(run):
+    done = []
+
+    @trick
+    class Skips:
+        """Skip the second step of the optimizer. Cost: none."""
+
+        @hookimpl
+        def init(self, state):
+            state.take_step = lambda optimizer: None if len(done) == 1 else optimizer.step()
+
+        @hookimpl(wrapper=True)
+        def update(self, state):
+            done.append((yield))
+            return done[-1]
+
+    result = run([Scale(factor=0.5, power=1), Skips(), Watch()])
+    assert done == [True, False, True, True, True, True]
+    assert result.history["step"] == [2, 5]
+    assert [groups[0]["lr"] for groups in SEEN] == [0.1 * (0.5 * (1 + step)) for step in range(5)]
+
+
+class FailsInTheSecondStep(torch.optim.SGD):
+    calls = 0
+
+    def step(self, closure=None):
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyError
+
+
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])
+def test_a_step_that_raises_leaves_the_groups_their_own_values(run, net, rate):
+    optimizer = FailsInTheSecondStep(net.parameters(), lr=rate, momentum=0.8)
+    before = [{k: v.clone() if torch.is_tensor(v) else v for k, v in settings_of(optimizer)[0].items()}]
+    with pytest.raises(KeyError) as caught:
+        run([Scale(factor=0.5), Scale("momentum"), Watch()], model=net, optimizer=optimizer)
+    assert len(SEEN) == 2
+    assert SEEN[1][0]["lr"] < rate
+    assert settings_of(optimizer) == before
+    assert caught.value.__notes__ == ["raised in hook update, epoch 0, step 1"]
+
+
+def test_after_a_step_that_raised_the_next_one_is_scaled_from_the_groups_own_values(net, data):
+    with tb.attach(net, [Scale(factor=0.5, power=1), Scale("momentum")], data[0]) as run:
+        optimizer = run.watch(FailsInTheSecondStep(net.parameters(), lr=0.1, momentum=0.8))
+        watch(optimizer)
+        before = settings_of(optimizer)
+        optimizer.step()
+        with pytest.raises(KeyError):
+            optimizer.step()
+        optimizer.step()
+        assert settings_of(optimizer) == before
+        assert run.state.step == 2
+    assert [groups[0]["lr"] for groups in SEEN] == [0.1 * 0.5, 0.1 * (0.5 * 2), 0.1 * (0.5 * 2)]
+    assert [groups[0]["momentum"] for groups in SEEN] == [0.8 * 0.5] * 3
 
 
 def test_a_group_that_comes_late_is_scaled_from_its_own_base_value(run):
@@ -146,22 +322,44 @@ def test_a_group_that_comes_late_is_scaled_from_its_own_base_value(run):
     assert [[group["lr"] for group in groups] for groups in (SEEN[0], SEEN[-1])] == [[0.05], [0.05, 4.0]]
 
 
-def test_base_values_are_restored_after_the_run_also_after_an_error(run, net):
+def test_base_values_are_there_after_the_run_also_after_an_error(run, net):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.8, weight_decay=0.3)
-    before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    tricks = [Scale(), Scale("momentum"), Scale("weight_decay")]
+    before = settings_of(optimizer)
+    tricks = [Scale(), Scale("momentum"), Scale("weight_decay"), Watch()]
 
     def fails(outputs, targets):
-        if torch.is_grad_enabled() and net[0].weight.grad is None and optimizer.param_groups[0]["lr"] < 0.1:
+        if len(SEEN) == 8:
             raise KeyError
         return F.cross_entropy(outputs, targets)
 
     run(tricks, model=net, optimizer=optimizer)
-    assert {key: value for key, value in optimizer.param_groups[0].items() if key != "params"} == before
+    assert settings_of(optimizer) == before
     tb.undo(net)
     with pytest.raises(KeyError):
         run(tricks, model=net, optimizer=optimizer, loss=fails)
-    assert {key: value for key, value in optimizer.param_groups[0].items() if key != "params"} == before
+    assert settings_of(optimizer) == before
+    assert all(groups[0]["lr"] == 0.05 for groups in SEEN)
+
+
+class Twice(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_step_that_calls_the_one_of_its_base_class_is_one_step(run, net, same_bits):
+    """torch fires the hooks of both, if an optimizer of the base class has been built before."""
+    torch.optim.SGD(net.parameters(), lr=0.1)
+    mine, other = run([Scale(power=1)], optimizer=partial(Twice, lr=0.1)), run([Scale(power=1)])
+    assert mine.history.rows == other.history.rows
+    same_bits(mine.model, other.model)
+
+
+def test_after_the_run_its_schedule_acts_no_more(run, net):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    run([Scale(factor=0.5)], model=net, optimizer=optimizer)
+    watch(optimizer)
+    optimizer.step()
+    assert [groups[0]["lr"] for groups in SEEN] == [0.1]
 
 
 def test_what_cannot_be_scaled_is_refused_before_any_training(run, net, untouched):
@@ -316,10 +514,126 @@ def test_an_optimizer_of_another_model_is_refused(run, net, untouched):
         run(model=net, optimizer=stranger)
 
 
-def test_options_need_a_factory(run, net, untouched):
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with untouched(net), pytest.raises(tb.ConfigError, match="pass a factory"):
-        run([SetOptions("0.bias", 0.5)], model=net, optimizer=optimizer)
+def test_options_move_parameters_of_an_optimizer_that_exists_to_groups_of_their_own(run, net):
+    optimizer = two_groups(net)
+    optimizer.param_groups[1]["weight_decay"] = 0.3
+    tricks = [("a", SetOptions("0.bias", 0.5)), ("b", SetOptions("2.weight", 0.5, decay=False)),
+              ("c", SetOptions("2.bias", 0.5)), Watch()]  # fmt: skip
+    run(tricks, model=net, optimizer=optimizer)
+    assert parameters_seen(net, SEEN[0]) == [["0.weight"], [], ["0.bias"], ["2.weight"], ["2.bias"]]
+    assert [group["lr"] for group in SEEN[0]] == [0.1, 0.2, 0.05, 0.1, 0.1]
+    assert [group["weight_decay"] for group in SEEN[0]] == [0.0, 0.3, 0.0, 0.0, 0.3]
+    assert {group["momentum"] for group in SEEN[0]} == {0.9}
+    assert [set(group) for group in SEEN[0]] == [set(SEEN[0][0])] * 5
+
+
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.1, momentum=0.9), torch.optim.Adam])
+def test_options_on_an_optimizer_that_exists_equal_options_on_a_factory(run, net, same_bits, optimizer):
+    tricks = [("a", SetOptions("0.bias", 0.5)), ("b", SetOptions("2.weight", 3.0))]
+    same_bits(
+        run(tricks, model=net, optimizer=optimizer(net.parameters())).model, run(tricks, optimizer=optimizer).model
+    )
+
+
+def test_parameters_that_move_to_another_group_keep_their_state(run, net):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    run(model=net, optimizer=optimizer)
+    kept = {name: optimizer.state[parameter] for name, parameter in net.named_parameters()}
+    run([SetOptions("0.bias", 0.5)], model=net, optimizer=optimizer)
+    assert all(optimizer.state[parameter] is kept[name] for name, parameter in net.named_parameters())
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_options_and_scales_multiply_on_an_optimizer_that_exists(run, net):
+    optimizer = torch.optim.SGD(net.parameters(), lr=torch.tensor(0.1))
+    run([SetOptions("0.bias", 0.5), Scale(factor=0.5), Watch()], model=net, optimizer=optimizer)
+    assert [group["lr"].item() for group in SEEN[-1]] == pytest.approx([0.05, 0.025])
+    assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.1, 0.05])
+
+
+def test_options_of_no_parameter_leave_an_optimizer_that_exists_alone(run, net, untouched):
+    optimizer = two_groups(net)
+    before = settings_of(optimizer), [list(map(id, group["params"])) for group in optimizer.param_groups]
+    with untouched(net), pytest.raises(tb.ConfigError, match=r"'0\.wait', which is no parameter"):
+        run([AddNorms(), ("a", SetOptions("0.bias", 0.5)), ("b", SetOptions("0.wait"))], model=net, optimizer=optimizer)
+    assert (settings_of(optimizer), [list(map(id, group["params"])) for group in optimizer.param_groups]) == before
+
+
+# -- surgery alone -----------------------------------------------------------------------------------------------------
+
+
+def test_surgery_alone_repairs_an_optimizer_that_exists(net, data):
+    """Survivors keep their state, and every parameter that was added changes in the next step."""
+    optimizer = two_groups(net)
+    F.cross_entropy(net(data[0]), data[1]).backward()
+    optimizer.step()
+    kept = {name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in net.named_parameters()}
+    assert tb.apply(net, [AddNorms()], data[0], optimizer=optimizer) is net
+    assert parameters_seen(net, optimizer.param_groups) == [
+        ["0.weight", "0.bias", "0.trickbox.add_norms.bias", "0.trickbox.add_norms.weight"],
+        ["2.weight", "2.bias", "2.trickbox.add_norms.bias", "2.trickbox.add_norms.weight"],
+    ]
+    parameters = dict(net.named_parameters())
+    assert all(optimizer.state[parameters[name]]["momentum_buffer"] is buffer for name, buffer in kept.items())
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    optimizer.zero_grad()
+    F.cross_entropy(net(data[0]), data[1]).backward()
+    optimizer.step()
+    assert [name for name, value in before.items() if torch.equal(parameters[name], value)] == []
+
+
+def test_surgery_alone_sets_options_of_an_optimizer_that_exists_and_needs_one_for_them(net, data, untouched):
+    tricks = [AddNorms(), SetOptions("0.bias", 0.5)]
+    with untouched(net), pytest.raises(tb.ConfigError, match="sets how parameters are optimized and needs a loop"):
+        tb.apply(net, tricks, data[0])
+    optimizer = two_groups(net)
+    tb.apply(net, tricks, data[0], optimizer=optimizer)
+    assert parameters_seen(net, optimizer.param_groups)[2] == ["0.bias"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2, 0.05]
+
+
+def test_surgery_alone_that_replaces_a_layer_takes_it_out_of_the_optimizer(data):
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    F.cross_entropy(net(data[0]), data[1]).backward()
+    optimizer.step()
+    gone = list(net[1].parameters())
+    tb.apply(net, [Convert()], data[0], optimizer=optimizer)
+    assert parameters_seen(net, optimizer.param_groups) == [
+        ["0.weight", "0.bias", "2.weight", "2.bias", "1.weight", "1.bias"]
+    ]
+    assert not any(parameter in optimizer.state for parameter in gone)
+    optimizer.state_dict()
+
+
+def test_surgery_alone_that_fails_leaves_the_optimizer_as_it_was(net, data, untouched):
+    @trick
+    class Fails:
+        """Fail after others. Cost: none."""
+
+        @hookimpl
+        def init(self, state):
+            state.options("0.wait", Options(0.5))
+
+    optimizer = two_groups(net)
+    F.cross_entropy(net(data[0]), data[1]).backward()
+    optimizer.step()
+    before = [list(map(id, group["params"])) for group in optimizer.param_groups], list(map(id, optimizer.state))
+    with untouched(net), pytest.raises(tb.ConfigError, match="which is no parameter"):
+        tb.apply(net, [AddNorms(), Fails()], data[0], optimizer=optimizer)
+    assert [list(map(id, group["params"])) for group in optimizer.param_groups] == before[0]
+    assert list(map(id, optimizer.state)) == before[1]
+
+
+def test_what_is_added_to_a_layer_that_is_in_no_group_joins_the_first_one(net, data):
+    net[2].requires_grad_(False)
+    optimizer = torch.optim.SGD(net[0].parameters(), lr=0.1)
+    tb.apply(net, [AddNorms()], data[0], optimizer=optimizer)
+    added = ["2.trickbox.add_norms.bias", "2.trickbox.add_norms.weight"]
+    assert parameters_seen(net, optimizer.param_groups)[0][-2:] == added
+
+
+# -- a run that does not start, or has seen gradients before -----------------------------------------------------------
 
 
 def test_an_optimizer_is_as_it_was_when_the_run_does_not_start(run, untouched):

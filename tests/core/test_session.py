@@ -106,11 +106,11 @@ def test_what_the_state_knows_at_each_hook(data, valid, net):
         assert session.state.progress == 1
     assert seen["init"] == [(0, 0, 0, False, {}, 0, 8, False)]
     assert seen["fit_start"] == [(0, 0, 0, True, {}, 0, 8, False)]
-    assert [found[:3] for found in seen["epoch_start"]] == [(0, 0, 0), (1, 2, 3)]
+    assert [found[:3] for found in seen["epoch_start"]] == [(0, 0, 0), (1, 0, 3)]
     assert [found[-1] for found in seen["epoch_start"]] == [True, True]
     assert [found[:3] for found in seen["batch"]] == [(e, b, 3 * e + b) for e in (0, 1) for b in (0, 1, 2)]
     assert [found[-2] for found in seen["batch"]] == [8, 8, 4, 8, 8, 4]
-    assert [found[2] for found in seen["epoch_end"]] == [3, 6]
+    assert [found[1:3] for found in seen["epoch_end"]] == [(2, 3), (2, 6)]
     assert [found[5] for found in seen["epoch_end"]] == [0, 1]
     assert set(seen["epoch_end"][0][4]) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
     assert seen["fit_end"][0][5] == 2
@@ -171,6 +171,19 @@ def test_a_wrapper_around_update_may_write_parameters_after_the_step(run):
     assert all(parameter.abs().max() <= 0.01 for parameter in result.model.parameters())
 
 
+def test_a_wrapper_around_update_sees_the_step_counted_after_it(run):
+    seen = []
+
+    def wrap(self, state):
+        before = state.step
+        done = yield
+        seen.append((before, done, state.step))
+        return done
+
+    run([phase_trick("update", wrap, wrapper=True)])
+    assert seen == [(step, True, step + 1) for step in range(6)]
+
+
 def test_a_wrapper_around_validate_may_change_weights_for_the_duration_and_add_metrics(run, valid):
     def wrap(self, state):
         kept = [parameter.detach().clone() for parameter in state.model.parameters()]
@@ -220,6 +233,62 @@ def test_an_update_that_is_not_yet_counts_no_step_and_keeps_gradients(run, same_
     assert mine.history["step"] == other.history["step"] == [2, 4]
     for one, two in zip(mine.model.parameters(), other.model.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
+
+
+def accumulating(batches):
+    def init(self, state):
+        state.batches_per_update = batches
+        state.surgery.note("update", f"of {batches} batches")
+
+    return phase_trick("init", init)
+
+
+@pytest.mark.parametrize(("small", "batches", "large"), [(4, 2, 8), (6, 2, 12), (5, 4, 20), (4, 9, 20)])
+def test_batches_that_share_an_update_are_one_large_batch_also_at_the_end_of_an_epoch(run, small, batches, large):
+    mine, other = run([accumulating(batches)], batch_size=small), run(batch_size=large)
+    assert mine.history["step"] == other.history["step"]
+    assert mine.history["train_loss"] == pytest.approx(other.history["train_loss"], rel=1e-5)
+    for one, two in zip(mine.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+def test_the_length_of_a_run_counts_updates_and_not_batches(data, net):
+    seen = []
+
+    def wrap(self, state):
+        done = yield
+        seen.append((state.batch_index, state.step))
+        return done
+
+    tricks = [accumulating(3), ("watch", phase_trick("update", wrap, wrapper=True))]
+    with open_session(net, data, None, tricks, batch_size=4) as session:
+        assert session.state.total_steps == 4
+        go(session)
+    assert seen == [(2, 1), (4, 2), (2, 3), (4, 4)]
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_replay_repeats_the_passes_of_an_update_bit_for_bit(run, same_bits, batches):
+    """Same batches, same draws of tricks and of the model's own dropout: so all goes on as if nothing had been."""
+    seen = []
+
+    def wrap(self, state):
+        kept = state.batch, state.outputs, [p.grad.clone() for p in state.model.parameters()]
+        loss = state.replay()
+        same = [torch.equal(p.grad, g) for p, g in zip(state.model.parameters(), kept[2], strict=True)]
+        seen.append((state.batch is kept[0], state.outputs is kept[1], torch.equal(loss, state.batch_loss), all(same)))
+        return (yield)
+
+    def model():
+        with forked(1):
+            return nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
+
+    tricks = [Noise(), "dropout", accumulating(batches)]
+    replay = ("replay", phase_trick("update", wrap, wrapper=True))
+    mine, other = run([*tricks, replay], model=model()), run(tricks, model=model())
+    assert len(seen) == other.history["step"][-1]
+    assert set(seen) == {(True, True, True, True)}
+    same_bits(mine.model, other.model)
 
 
 def test_a_batch_that_is_replaced_is_what_the_model_sees_and_the_caller_keeps_the_data(run, data, same_bits):
@@ -396,6 +465,145 @@ def test_a_loss_of_the_caller_s_own_is_refused_when_a_trick_acts_on_the_loss(dat
         assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 
+def doubling():
+    def batch(self, state):
+        inputs, targets = state.batch
+        state.batch = Batch(inputs * 2, targets, state.batch.size)
+
+    return phase_trick("batch", batch)
+
+
+def test_a_batch_of_the_caller_s_own_goes_through_the_batch_hooks(data, net, same_bits):
+    with forked(1):
+        other = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    inputs, targets = data
+    with open_session(net, data, None, [doubling()], max_epochs=1) as session:
+        for _ in session.epochs():
+            session.step((inputs[:8], targets[:8]))
+            session.step([inputs[8:].numpy(), targets[8:].numpy()])
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    for part in (slice(0, 8), slice(8, None)):
+        optimizer.zero_grad()
+        F.cross_entropy(other(inputs[part] * 2), targets[part]).backward()
+        optimizer.step()
+    same_bits(net, other)
+    assert session.result().history["step"] == [2]
+    assert torch.equal(inputs, data[0])
+
+
+def test_a_batch_of_the_caller_s_own_is_mixed_up_as_one_of_the_data_would_be(data, run, net, same_bits):
+    """One batch an epoch: what tricks draw is at the same place whoever brings the batch."""
+    mine = data[0][:8], data[1][:8]
+    with open_session(net, data, None, ["mixup", "dropout", Noise()]) as session:
+        for _ in session.epochs():
+            session.step(mine)
+            assert session.state.batch.targets.shape == (8, 3)
+    other = run(["mixup", "dropout", Noise()], train=[mine])
+    same_bits(net, other.model)
+    assert session.result().history.rows == other.history.rows
+
+
+def test_batches_of_the_caller_s_own_do_not_draw_the_same(data, net):
+    DRAWN.clear()
+    with open_session(net, data, None, [Noise()], max_epochs=1) as session:
+        for _ in session.epochs():
+            session.step(data)
+            session.step(data)
+    assert len(DRAWN) == 2
+    assert not torch.equal(*DRAWN)
+
+
+def test_a_replay_repeats_batches_of_the_caller_s_own_too(data, net):
+    seen = []
+
+    def wrap(self, state):
+        seen.append((state.batch_loss.item(), state.replay().item()))
+        return (yield)
+
+    tricks = [{"trick": "dropout", "p": 0.5}, phase_trick("update", wrap, wrapper=True)]
+    with open_session(net, data, None, tricks, max_epochs=1) as session:
+        for _ in session.epochs():
+            for _ in range(3):
+                session.step(data)
+    assert [once for once, _ in seen] == [again for _, again in seen]
+    assert len(seen) == 3
+
+
+def test_a_loss_of_the_caller_s_own_keeps_the_batch_hooks_away_from_the_caller_s_own_batch(data, net):
+    with open_session(net, data, None, [doubling()], max_epochs=1) as session:
+        for _ in session.epochs():
+            session.step(data, F.cross_entropy(net(data[0]), data[1]))
+            assert session.state.batch.inputs is data[0]
+
+
+def test_a_batch_of_the_caller_s_own_that_is_none_is_said(data, net):
+    with open_session(net, data) as session, pytest.raises(tb.DataError, match=r"step must give pairs .* a Tensor"):
+        session.step(data[0])
+
+
+# -- how a loop ends ---------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_that_breaks_off_its_epochs_says_how_far_it_came(data, net):
+    with open_session(net, data) as session:
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+                break
+    assert session.result().stop_reason == (
+        "the loop ended early: 2 of 2 epochs, 2 of them broken off, 2 steps of 6; schedules came to 33% of their way"
+    )
+    assert session.result().history["step"] == [1, 2]
+
+
+def test_a_loop_that_breaks_off_the_run_says_how_far_it_came(data, net):
+    with open_session(net, data, max_epochs=4) as session:
+        for epoch in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+            if epoch == 1:
+                break
+    assert session.result().stop_reason == (
+        "the loop ended early: 1 of 4 epochs, 0 of them broken off, 6 steps of 12; schedules came to 50% of their way"
+    )
+
+
+def test_a_loop_that_breaks_off_a_run_of_so_many_steps_says_how_far_it_came(data, net):
+    with open_session(net, data, max_epochs=None, max_steps=10) as session:
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+            break
+    reason = "the loop ended early: 0 epochs, 0 of them broken off, 3 steps of 10; schedules came to 30% of their way"
+    assert session.result().stop_reason == reason
+
+
+def test_a_loop_of_unknown_length_that_ends_early_has_no_schedules_to_speak_of(data, net):
+    class Batches:
+        def __iter__(self):
+            return iter([data, data])
+
+    with open_session(net, Batches()) as session:
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+                break
+            break
+    assert session.result().stop_reason == "the loop ended early: 0 of 2 epochs, 1 of them broken off, 1 steps"
+
+
+def test_a_trick_that_stops_is_the_reason_also_where_the_loop_was_broken_off(data, net):
+    def epoch_end(self, state):
+        state.stop("enough")
+
+    with open_session(net, data, None, [phase_trick("epoch_end", epoch_end)]) as session:
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+                break
+    assert session.result().stop_reason == "enough"
+
+
 def test_a_session_that_is_not_open_says_so(data, net):
     with pytest.raises(tb.ConfigError, match="use it in a with statement"):
         open_session(net, data).state  # noqa: B018
@@ -433,7 +641,12 @@ def raising(hook, wrapper=False, when="before", error=PlantedError):
     return phase_trick(hook, wraps if wrapper else plain, wrapper)
 
 
-WHERE = {"validate": "epoch 0, step 3", "epoch_end": "epoch 0, step 3", "fit_end": "epoch 1, step 6"}
+WHERE = {
+    "validate": "epoch 0, step 3",
+    "epoch_end": "epoch 0, step 3",
+    "fit_end": "epoch 1, step 6",
+    ("update", "after"): "epoch 0, step 1",  # the step is counted when it is made
+}
 
 
 @pytest.mark.parametrize(
@@ -441,7 +654,7 @@ WHERE = {"validate": "epoch 0, step 3", "epoch_end": "epoch 0, step 3", "fit_end
     [(hook, "plain") for hook in HOOKS] + [(hook, how) for hook in PHASES for how in ("before", "after")],
 )
 def test_an_error_keeps_its_type_and_says_trick_hook_epoch_and_step(run, valid, hook, how):
-    where = WHERE.get(hook, "epoch 0, step 0")
+    where = WHERE.get((hook, how)) or WHERE.get(hook, "epoch 0, step 0")
     bad = raising(hook, how != "plain", how)
     with pytest.raises(PlantedError, match=hook) as caught:
         run([recording([], skip=["fit_end"])(), ("mine", bad)], valid=valid)

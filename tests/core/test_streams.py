@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trickbox.authoring import derive, forked
-from trickbox.streams import GlobalState, Streams, seed_global
+from trickbox.streams import GlobalState, GlobalStreams, Streams, seed_global
 
 
 def draws(generator):
@@ -98,24 +98,65 @@ def test_the_generator_of_a_purpose_stays_the_same_object():
     assert streams["a"] is kept
 
 
-def test_the_global_torch_generator_moves_along_with_the_batches():
-    with forked():
+def test_streams_touch_no_global_generator(untouched):
+    with untouched(None):
         streams = Streams(5)
+        streams["a"]
         streams.start_epoch(2)
         streams.advance(3)
+        draws(streams["a"])
+
+
+def test_ranks_share_no_stream_but_draw_the_same_in_init():
+    found = {str(draws(Streams(5, rank=rank)["a"])) for rank in range(3)}
+    assert len(found) == 3
+    assert Streams(5, rank=0).derive("a", 1) == derive(5, "a", 1)
+    assert Streams(5, rank=2).derive("a", 1) == derive(5, "a", 1, "rank 2")
+    with Streams(5, rank=2).forked("init", "x"):
+        found = torch.rand(3)
+    with Streams(5).forked("init", "x"):
+        assert torch.equal(found, torch.rand(3))
+
+
+def test_the_global_torch_generator_moves_along_with_the_batches():
+    with forked():
+        owned = GlobalStreams(Streams(5))
+        owned.start_epoch(2)
+        first = torch.rand(4)
+        owned.advance(3)
         found = torch.rand(4)
-        torch.manual_seed(derive(5, "noise", 2) + 3)
-        assert torch.equal(found, torch.rand(4))
+        for batch, drawn in ((0, first), (3, found)):
+            torch.manual_seed(derive(5, "noise", 2) + batch)
+            assert torch.equal(drawn, torch.rand(4))
 
 
 def test_an_epoch_seeds_python_and_numpy():
     with forked():
-        Streams(5).start_epoch(2)
+        GlobalStreams(Streams(5)).start_epoch(2)
         found = random.random(), np.random.rand()
         seed_global(derive(5, "order", 2))
         assert found == (random.random(), np.random.rand())
         seed_global(derive(5, "order", 3))
         assert found != (random.random(), np.random.rand())
+
+
+def test_ranks_share_the_order_of_an_epoch_but_not_the_noise_of_a_step():
+    found = []
+    with forked():
+        for rank in (0, 1):
+            GlobalStreams(Streams(5, rank=rank)).start_epoch(2)
+            found.append((random.random(), np.random.rand(), torch.rand(2).tolist()))
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2] != found[1][2]
+
+
+def test_global_streams_are_put_back(untouched):
+    with untouched(None):
+        owned = GlobalStreams(Streams(5))
+        owned.start_epoch(2)
+        owned.advance(1)
+        torch.rand(2)
+        owned.put_back()
 
 
 @pytest.mark.parametrize("seed", [None, 7])

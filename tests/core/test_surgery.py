@@ -10,11 +10,12 @@ import pickle
 
 import pytest
 import torch
+from attrs import field
 from torch import nn
 from torch.nn import functional as F
 
 import trickbox as tb
-from trickbox.authoring import NORMS, Rank, Surgery, forked, hookimpl, norm_after, trick
+from trickbox.authoring import NORMS, Rank, Surgery, forked, hookimpl, interval, norm_after, trick
 from trickbox.surgery import Attachments, forget_trained, is_tricked, seal
 from trickbox.testing import tiny_data, tiny_model
 
@@ -729,3 +730,120 @@ def test_surgery_that_fails_halfway_is_taken_back(data):
     with pytest.raises(KeyError):
         tb.apply(net, ["layer_norm", Fails()], data[0])
     assert_same(before, identity(net))
+
+
+# -- surgery on a model that has tricks on -----------------------------------------------------------------------------
+
+
+@trick
+class Fails:
+    """Insert, write, convert and freeze, then fail. Cost: none."""
+
+    @hookimpl
+    def init(self, state):
+        surgery = state.surgery
+        site = surgery.sites(nn.Linear)[0]
+        surgery.insert(site, Times(2), Rank.DROPOUT)
+        surgery.write("0.bias", torch.full((6,), 9.0))
+        surgery.convert(surgery.sites(nn.ReLU)[0], nn.Tanh())
+        surgery.freeze("2")
+        raise KeyError
+
+
+@trick
+class Write:
+    """Write a bias. Cost: none."""
+
+    value: float = field(default=1.0, validator=interval("[0, 9]"))
+
+    @hookimpl
+    def init(self, state):
+        state.surgery.write("0.bias", torch.full((6,), self.value))
+
+
+class Masked(nn.Module):
+    def __init__(self, draws):
+        super().__init__()
+        self.draws = draws
+
+    def forward(self, inputs):
+        return inputs * self.draws.bernoulli(inputs.shape, 0.5, inputs)
+
+
+@trick
+class Mask:
+    """Mask the output of the first linear layer, in eval mode too. Cost: one draw and one product an element."""
+
+    @hookimpl
+    def init(self, state):
+        site = state.surgery.sites(nn.Linear)[0]
+        state.surgery.insert(site, Masked(state.draws(site)), Rank.DROPOUT)
+
+
+def small():
+    with forked(1):
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def test_surgery_on_a_model_that_has_tricks_on_adds_to_them_and_undo_takes_all_back(data):
+    net = small()
+    before = identity(net)
+    for tricks in (["layer_norm", Write(value=1.0)], [{"trick": "dropout", "p": 0.5}], [Write(value=2.0)]):
+        assert tb.apply(net, tricks, data[0]) is net
+    assert [name for name, _ in net.named_modules() if name.startswith("0.trickbox.")] == [
+        "0.trickbox.layer_norm",
+        "0.trickbox.dropout",
+    ]
+    together = small()
+    tb.apply(together, ["layer_norm", Write(value=2.0), {"trick": "dropout", "p": 0.5}], data[0])
+    assert torch.equal(net.eval()(data[0]), together.eval()(data[0]))
+    tb.undo(net.train())
+    assert_same(before, identity(net))
+
+
+def test_layers_that_draw_from_two_surgeries_share_one_clock_and_no_mask(data):
+    net = small()
+    for alias in ("one", "two"):
+        tb.apply(net, [(alias, Mask())], data[0])
+    one, two = net[0].trickbox.one.draws, net[0].trickbox.two.draws
+    assert one.clock is two.clock
+    one.clock.set(3)
+    mask = torch.ones(50)
+    assert not torch.equal(one.bernoulli((50,), 0.5, mask), two.bernoulli((50,), 0.5, mask))
+
+
+@pytest.mark.parametrize("first", [["layer_norm"], [Mask()], [Write()], ["layer_norm", Write()]])
+def test_surgery_that_fails_on_a_model_that_has_tricks_on_leaves_those_of_before(data, first):
+    net = small()
+    plain = identity(net)
+    tb.apply(net, first, data[0])
+    before = identity(net)
+    with pytest.raises(KeyError):
+        tb.apply(net, [{"trick": "dropout", "where": "before_head"}, Fails()], data[0])
+    assert_same(before, identity(net))
+    tb.undo(net)
+    assert_same(plain, identity(net))
+
+
+def test_what_a_surgery_wrote_stays_after_training_also_when_another_surgery_followed(data):
+    net = small()
+    tb.apply(net, [Write()], data[0])
+    with torch.no_grad():
+        net[2].weight.add_(1)
+    trained = {name: value.clone() for name, value in net.state_dict().items()}
+    tb.apply(net, ["layer_norm"], data[0])
+    tb.undo(net)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, trained[name]), name
+
+
+def test_what_a_surgery_wrote_after_training_is_taken_back_to_what_was_trained(data):
+    net = small()
+    tb.apply(net, [Write(value=1.0)], data[0])
+    with torch.no_grad():
+        net[2].weight.add_(1)
+    trained = {name: value.clone() for name, value in net.state_dict().items()}
+    tb.apply(net, [Write(value=2.0)], data[0])
+    tb.undo(net)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, trained[name]), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from trickbox_tricks.dropout import Dropout, StreamDropout, channel_dropout, ele
 from trickbox_tricks.normalization import BatchNorm
 from trickbox_tricks.residual import Residual
 
-from trickbox import ConfigError, NoEffectError, apply, explain, undo
+from trickbox import ConfigError, NoEffectError, apply, attach, explain, undo
+from trickbox.surgery.draws import mixed
 from trickbox.tasks.waveforms import PlainNet
 
 
@@ -31,18 +33,31 @@ def dropouts(model: nn.Module) -> dict[str, StreamDropout]:
     return {name: module for name, module in model.named_modules() if isinstance(module, StreamDropout)}
 
 
-def restart(model: nn.Module, seed: int) -> None:
+def set_time(model: nn.Module, time: int) -> None:
+    """Move the clock of all dropouts: the next forward draws what belongs to that time."""
     for module in dropouts(model).values():
-        module.generator.manual_seed(seed)
+        module.draws.clock.set(time)
+
+
+def seed_of(module: StreamDropout, time: int, call: int = 0) -> int:
+    """The seed of one call of a layer at a time of the clock, in which it was called before so often."""
+    return mixed(module.draws.key, time, call)
 
 
 class NotebookDropoutNet(PlainNet):
     """The lesson's hand-written network: dropout behind every pool and behind the first linear layer's ReLU."""
 
+    seeds: tuple[int, ...] = ()
+    """Of torch's own generator, before each dropout."""
+
     def forward(self, x: Tensor) -> Tensor:
+        seeds = iter(self.seeds)
+        torch.manual_seed(next(seeds))
         x = F.dropout(self.pool(F.relu(self.conv1(x))), 0.1, self.training)
+        torch.manual_seed(next(seeds))
         x = F.dropout(self.pool(F.relu(self.conv2(x))), 0.1, self.training)
         x = x.view(x.shape[0], -1)
+        torch.manual_seed(next(seeds))
         return self.fc2(F.dropout(F.relu(self.fc1(x)), 0.3, self.training))
 
 
@@ -96,9 +111,10 @@ def test_after_pool_is_the_hand_written_network_bit_for_bit() -> None:
     model, by_hand, x = PlainNet(), NotebookDropoutNet(), torch.randn(8, 1, 128)
     by_hand.load_state_dict(model.state_dict())
     apply(model, [Dropout(conv=0.1, dense=0.3, where="after_pool")], x)
-    restart(model, 5)
+    first, second = model.pool.trickbox.dropout, model.pool.trickbox.dropout_call1
+    by_hand.seeds = tuple(seed_of(layer, 5) for layer in (first, second, model.fc1.trickbox.dropout))
+    set_time(model, 5)
     ours = model(x)
-    torch.manual_seed(5)
     theirs = by_hand(x)
     assert torch.equal(ours, theirs)
     ours.square().sum().backward()
@@ -120,9 +136,11 @@ def test_before_head_drops_its_input() -> None:
     model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(9, 6)
     apply(model, [Dropout(0.5, where="before_head")], x)
     assert list(dropouts(model)) == ["2.trickbox.dropout"]
-    restart(model, 1)
-    hidden = element_dropout(model[:2](x), 0.5, seeded(1))
-    assert torch.equal(model(x), F.linear(hidden, model[2].weight, model[2].bias))
+    set_time(model, 1)
+    for call in range(2):
+        generator = seeded(seed_of(model[2].trickbox.dropout, 1, call))
+        hidden = element_dropout(model[:2](x), 0.5, generator)
+        assert torch.equal(model(x), F.linear(hidden, model[2].weight, model[2].bias))
 
 
 @pytest.mark.parametrize("tricks", [[Dropout(0.5), BatchNorm()], [BatchNorm(), Dropout(0.5)]])
@@ -132,16 +150,18 @@ def test_never_between_a_layer_and_its_norm(tricks: list[Any]) -> None:
     assert list(dropouts(apply(own, [Dropout(0.5)], x))) == ["1.trickbox.dropout"]
     added = nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(21, 2))
     apply(added, tricks, x)
-    restart(added, 1)
+    set_time(added, 1)
     normed = F.batch_norm(F.conv1d(x, added[0].weight, added[0].bias), None, None, training=True)
-    assert torch.allclose(added[0](x), element_dropout(normed, 0.5, seeded(1)), atol=1e-5)
+    generator = seeded(seed_of(added[0].trickbox.dropout, 1))
+    assert torch.allclose(added[0](x), element_dropout(normed, 0.5, generator), atol=1e-5)
 
 
 def test_the_branch_is_dropped_and_not_the_sum() -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
     apply(model, [Residual(), Dropout(0.5)], x)
-    restart(model, 2)
-    branch = element_dropout(F.linear(x, model[1].weight, model[1].bias), 0.5, seeded(2))
+    set_time(model, 2)
+    generator = seeded(seed_of(model[1].trickbox.dropout, 2))
+    branch = element_dropout(F.linear(x, model[1].weight, model[1].bias), 0.5, generator)
     assert torch.equal(model[1](x), branch + x)
 
 
@@ -154,8 +174,15 @@ def test_each_call_of_a_shared_layer_has_its_own() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.shared(self.shared(x).relu()).relu())
 
-    model = apply(Twice(), [Dropout(0.5)], torch.randn(3, 4))
+    model, x = Twice(), torch.randn(3, 4)
+    linear = copy.deepcopy(model.shared)
+    apply(model, [Dropout(0.5)], x)
     assert list(dropouts(model)) == ["shared.trickbox.dropout", "shared.trickbox.dropout_call1"]
+    set_time(model, 3)
+    hidden = x
+    for layer in dropouts(model).values():
+        hidden = element_dropout(linear(hidden), 0.5, seeded(seed_of(layer, 3))).relu()
+    assert torch.equal(model(x), model.head(hidden))
 
 
 # -- what the model has already ----------------------------------------------------------------------------------------
@@ -185,17 +212,32 @@ def test_a_transformer_layer_keeps_its_two_dropouts_and_gets_no_third() -> None:
     assert model(torch.randn(3, 5, 8)).shape == (3, 5, 2)
 
 
+class Shared(PlainNet):
+    """One dropout module serves two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.pool(F.relu(self.conv1(x))))
+        x = self.pool(F.relu(self.conv2(x))).flatten(1)
+        return self.fc2(self.drop(F.relu(self.fc1(x))))
+
+
+def test_one_dropout_for_two_layers_draws_a_mask_for_each() -> None:
+    model, x = Shared(), torch.randn(4, 1, 128)
+    apply(model, [Dropout(conv=0.2, dense=0.2)], x)
+    seen: list[Tensor] = []
+    model.drop.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
+    set_time(model, 4)
+    model(x)
+    for call in range(2):
+        expected = element_dropout(seen[2 * call], 0.2, seeded(seed_of(model.drop, 4, call)))
+        assert torch.equal(seen[2 * call + 1], expected)
+
+
 def test_one_dropout_for_two_layers_takes_one_rate() -> None:
-    class Shared(PlainNet):
-        def __init__(self) -> None:
-            super().__init__()
-            self.drop = nn.Dropout(0.5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.drop(self.pool(F.relu(self.conv1(x))))
-            x = self.pool(F.relu(self.conv2(x))).flatten(1)
-            return self.fc2(self.drop(F.relu(self.fc1(x))))
-
     x = torch.randn(4, 1, 128)
     assert "serves another layer too" in explain(Shared(), x, [Dropout(conv=0.1, dense=0.3)])
     model = apply(Shared(), [Dropout(0.2)], x)
@@ -229,13 +271,56 @@ def test_rate_zero_draws_nothing_and_leaves_other_dropouts_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2))
     x, plain = torch.randn(3, 4), copy.deepcopy(model)
     apply(model, [Dropout(0.0)], x)
-    before = dropouts(model)["0.trickbox.dropout"].generator.get_state()
+    layer = dropouts(model)["0.trickbox.dropout"]
+    set_time(model, 1)
     torch.manual_seed(0)
     ours = model(x)
     torch.manual_seed(0)
     assert torch.equal(ours, plain(x))
-    assert torch.equal(before, dropouts(model)["0.trickbox.dropout"].generator.get_state())
     assert type(model[2]) is nn.Dropout
+    layer.p = 0.5  # the next call is the first one that draws
+    assert torch.equal(layer(x), element_dropout(x, 0.5, seeded(seed_of(layer, 1))))
+
+
+@pytest.mark.parametrize("kind", ["element", "channel"])
+def test_a_layer_draws_from_numbers_and_moves_no_global_generator(kind: str) -> None:
+    model, x = nn.Sequential(nn.Conv1d(2, 6, 1), nn.Flatten(), nn.Linear(30, 2)), torch.randn(3, 6, 5)
+    apply(model, [Dropout(0.5, kind=kind)], torch.randn(3, 2, 5))
+    layer, drop = model[0].trickbox.dropout, element_dropout if kind == "element" else channel_dropout
+    before = torch.get_rng_state()
+    found = {}
+    for time in (7, 8, 7):
+        set_time(model, time)
+        for call in range(2):
+            again = found.setdefault((time, call), layer(x)), drop(x, 0.5, seeded(seed_of(layer, time, call)))
+            assert torch.equal(*again)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len({str(mask.tolist()) for mask in found.values()}) == 4
+
+
+def test_without_a_run_masks_vary_with_torchs_seed_and_between_calls() -> None:
+    model, x = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 2)), torch.randn(3, 9)
+    apply(model, [Dropout(0.5)], x)
+    found = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        found.append([model(x).tolist() for _ in range(2)])
+    assert found[0] == found[2] != found[1]
+    assert found[0][0] != found[0][1]
+
+
+def test_the_same_seed_is_the_same_masks_whatever_was_drawn_before() -> None:
+    def masks(seed: int) -> list[Tensor]:
+        torch.rand(3)
+        model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 2))
+        apply(model, [Dropout(0.5)], torch.randn(3, 9), seed=seed)
+        set_time(model, 1)
+        return [layer(torch.ones(3, 9)) for layer in dropouts(model).values()]
+
+    one, again, other = masks(1), masks(1), masks(2)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(*one)
 
 
 def test_eval_mode_is_the_plain_model() -> None:
@@ -245,15 +330,39 @@ def test_eval_mode_is_the_plain_model() -> None:
     assert torch.equal(model(x), plain(x))
 
 
-def test_a_copy_draws_for_itself() -> None:
-    model = apply(PlainNet(), [Dropout(0.5)], torch.randn(4, 1, 128))
-    twin, x = copy.deepcopy(model), torch.randn(4, 1, 128)
-    before = model.conv1.trickbox.dropout.generator.get_state()
-    first = twin(x)
-    assert torch.equal(before, model.conv1.trickbox.dropout.generator.get_state())
-    assert torch.equal(model(x), first)
-    dropouts(twin)["conv1.trickbox.dropout"].p = 0.9
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_draws_for_itself(clone: Any) -> None:
+    model, x = apply(PlainNet(), [Dropout(0.5)], torch.randn(4, 1, 128)), torch.randn(4, 1, 128)
+    set_time(model, 3)
+    model(x)
+    twin = clone(model)
+    mine, its = dropouts(model), dropouts(twin)
+    assert not {id(module.draws) for module in mine.values()} & {id(module.draws) for module in its.values()}
+    assert len({id(module.draws.clock) for module in [*mine.values(), *its.values()]}) == 2
+    assert all(its[name].draws.clock is not layer.draws.clock for name, layer in mine.items())
+    # It goes on where the original was, and what one of them draws moves nothing in the other.
+    second = twin(x)
+    assert torch.equal(model(x), second)
+    set_time(twin, 9)
+    twin(x)
+    set_time(model, 3)
+    assert not torch.equal(model(x), second)
+    assert torch.equal(model(x), second)
+    its["conv1.trickbox.dropout"].p = 0.9
     assert model.conv1.trickbox.dropout.p == 0.5
+
+
+def test_a_copy_of_a_model_trains_on_its_own_while_the_run_of_the_original_goes_on() -> None:
+    model, x = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 2)), torch.randn(3, 9)
+    with attach(model, [Dropout(0.5)], x, seed=0) as run:
+        twin = copy.deepcopy(model)
+        before = [twin(x), twin(x)]
+        optimizer = run.watch(torch.optim.SGD(model.parameters(), lr=0.0))
+        again = copy.deepcopy(model)
+        for _ in range(2):  # every step moves the clock of the run
+            model(x).sum().backward()
+            optimizer.step()
+        assert [torch.equal(again(x), output) for output in before] == [True, True]
 
 
 @pytest.mark.parametrize("where", ["after_layer", "after_pool", "before_head"])
@@ -263,7 +372,7 @@ def test_undo_leaves_no_trace(where: str) -> None:
     undo(apply(model, [Dropout(0.5, where=where)], x))
     assert repr(model) == repr(plain)
     assert torch.equal(model(x), plain(x))
-    assert not model.conv1._forward_hooks
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("settings", [{"p": 1.0}, {"p": -0.1}, {"conv": 1.5}, {"kind": "pixel"}, {"where": "there"}])

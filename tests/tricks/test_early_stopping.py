@@ -173,6 +173,23 @@ def test_the_best_weights_come_back_after_an_error() -> None:
     assert same(model, seen[0])
 
 
+def test_the_weights_that_were_evaluated_are_the_ones_that_come_back() -> None:
+    @trick
+    class Evaluates:
+        """Say that the metrics of the second epoch belong to other weights. Cost: none."""
+
+        @hookimpl
+        def epoch_end(self, state: State) -> None:
+            if state.epoch == 1:
+                state.evaluated = {name: torch.zeros_like(value) for name, value in state.model.state_dict().items()}
+
+    model, tricks = net(), [Evaluates(), Scripted((2.0, 1.0, 3.0)), EarlyStopping("train_loss")]
+    optimizer = partial(torch.optim.SGD, lr=0.5)
+    result = fit(model, data(), loss=nn.CrossEntropyLoss(), optimizer=optimizer, tricks=tricks, max_epochs=3)
+    assert not any(value.any() for value in model.state_dict().values())
+    assert result.metrics["train_loss"] == 1.0
+
+
 def test_off_changes_no_bit() -> None:
     plain, tricked = net(), net()
     run = partial(fit, train=data(), valid=data(), loss=nn.CrossEntropyLoss(), max_epochs=3)

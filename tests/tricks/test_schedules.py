@@ -68,16 +68,22 @@ def rates_used(tricks: list[Any], optimizer: Any = None, valid: bool = False) ->
     net, data = model_and_data()
     rates, momenta = [], []
     optimizer = optimizer or partial(torch.optim.SGD, lr=0.5, momentum=0.95)
+
+    def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        group = optimizer.param_groups[0]
+        rates.append(group["lr"])
+        momenta.append(group.get("momentum", group.get("betas")))
+
     with Session(
         net, data, data if valid else None, loss=nn.CrossEntropyLoss(), optimizer=optimizer, tricks=tricks,
         max_epochs=EPOCHS, batch_size=4,
     ) as session:  # fmt: skip
+        assert session.state.optimizer is not None
+        session.state.optimizer.register_step_pre_hook(look)  # it runs after the one that scales
         for _ in session.epochs():
             for batch in session.batches():
                 session.step(batch)
-                group = session.state.optimizer.param_groups[0]  # type: ignore[union-attr]
-                rates.append(group["lr"])
-                momenta.append(group.get("momentum", group.get("betas")))
+    assert len(rates) == EPOCHS * BATCHES
     return rates, momenta
 
 
@@ -245,9 +251,39 @@ class Endless:
 def test_a_run_of_unknown_length_is_refused_before_training(trick: Any) -> None:
     net, _ = model_and_data()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(ConfigError, match="no len"):
+    with pytest.raises(ConfigError, match="the length of the run is asked for, but nothing tells it: give max_steps"):
         fit(net, Endless(), loss=nn.CrossEntropyLoss(), optimizer=torch.optim.SGD, tricks=[trick], max_epochs=2)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_run_of_so_many_steps_takes_a_schedule_to_its_end() -> None:
+    net, _ = model_and_data()
+    with Session(
+        net, Endless(), loss=nn.CrossEntropyLoss(), optimizer=partial(torch.optim.SGD, lr=0.5),
+        tricks=[CosineAnnealing()], max_steps=8,
+    ) as session:  # fmt: skip
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+    assert session.result().history["step"] == [*range(1, 9)]
+    assert session.result().history["lr"] == pytest.approx([0.5 * cosine(1.0, 0.0, step / 8) for step in range(8)])
+
+
+def test_torchs_own_scheduler_multiplies_with_ours() -> None:
+    """The caller steps theirs once an epoch; ours counts updates."""
+    net, data = model_and_data()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    scheduler = lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    with Session(
+        net, data, loss=nn.CrossEntropyLoss(), optimizer=optimizer, tricks=[WarmUp(steps=8)], max_epochs=3, batch_size=4
+    ) as session:
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+            scheduler.step()
+    expected = [0.5 * 0.5**epoch * warm_up(BATCHES * (epoch + 1) - 1, 8, 0.01) for epoch in range(3)]
+    assert session.result().history["lr"] == pytest.approx(expected, rel=1e-12)
+    assert optimizer.param_groups[0]["lr"] == 0.5**4
 
 
 @pytest.mark.parametrize(

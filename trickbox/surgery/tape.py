@@ -6,6 +6,7 @@ Order, shared modules, shapes and the functional op that follows a layer are kno
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -151,6 +152,9 @@ def record(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], An
         for path, module in model.named_modules():
             for handle in _watch(recorder, path, module):
                 stack.callback(handle.remove)
+        # Checkpointed regions say that they are useless without gradients, which is no news here.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
         with recorder:
             output = forward(model, inputs)
     return Tape([event for event in recorder.events if event is not None], output)
