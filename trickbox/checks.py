@@ -31,8 +31,12 @@ def check_model(model: Any) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError("model is a ScriptModule, whose forward cannot be edited; pass the module it was made from")
     if isinstance(model, (DistributedDataParallel, DataParallel)) or hasattr(model, "_orig_mod"):
+        wrap = "torch.compile" if hasattr(model, "_orig_mod") else type(model).__name__
+        raise ConfigError(f"model is wrapped in {type(model).__name__}; pass the module inside, and wrap={wrap}")
+    if ranks.joined() and any(type(o) is DistributedDataParallel and o.module is model for o in gc.get_objects()):
         raise ConfigError(
-            f"model is wrapped in {type(model).__name__}; pass the module inside, and {type(model).__name__} as wrap="
+            "model is inside a DistributedDataParallel already, which would not join what tricks add; pass "
+            "wrap=DistributedDataParallel instead"
         )
     if is_sharded(model):
         raise ConfigError(
@@ -51,19 +55,19 @@ def is_sharded(model: Any) -> bool:
         return False
     # By name, because the classes live in a package that takes long to import and is there already if one is in use.
     kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
-    return "FSDPModule" in kinds or any(type(p.data).__name__ == "DTensor" for p in model.parameters())
+    return bool(kinds & {"FSDPModule", "FullyShardedDataParallel"}) or any(
+        type(p.data).__name__ == "DTensor" for p in model.parameters()
+    )
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    """Whether *model* or a part of it compiles itself, or stands inside a compiled module."""
-    if any(module._compiled_call_impl is not None for module in model.modules()):
+    """Whether *model* or a part of it is compiled, or has been called inside a compiled module."""
+    if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in model.modules()):
         return True
-    return "torch._dynamo" in sys.modules and any(
-        hasattr(owner, "_orig_mod") and isinstance(owner, nn.Module)
-        for members in gc.get_referrers(model)
-        if isinstance(members, dict) and members.get("_orig_mod") is model
-        for owner in gc.get_referrers(members)
-    )
+    compiler = sys.modules.get("torch._dynamo.utils")
+    if compiler is None or not compiler.counters["frames"]:  # nothing has been compiled in this process
+        return False
+    return any(isinstance(members, dict) and members.get("_orig_mod") is model for members in gc.get_referrers(model))
 
 
 def check_untouched(model: nn.Module) -> None:
@@ -73,9 +77,7 @@ def check_untouched(model: nn.Module) -> None:
 
 
 def check_wrapped(wrapped: Any) -> None:
-    """Raise `ConfigError` for a wrap that gives nothing to call, or that leaves many processes to train apart."""
-    if not callable(wrapped):
-        raise ConfigError(f"wrap must give what the loop calls, got {wrapped!r}")
+    """Raise `ConfigError` for a wrap that leaves many processes to train apart."""
     inner = getattr(wrapped, "_orig_mod", wrapped)
     together = isinstance(inner, DistributedDataParallel) or is_sharded(inner)
     if ranks.world() > 1 and not together:

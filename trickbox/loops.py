@@ -60,6 +60,8 @@ class Attached(Run):
             self._fire("fit_start")
             self._fire("epoch_start")
         except BaseException:
+            self._unfollow()
+            self._steps.clear()
             for back in put_back:
                 back()
             raise
@@ -75,9 +77,7 @@ class Attached(Run):
         first = next((t for t in tensors([inputs, targets]) if t.ndim), None)
         if first is None:
             raise ConfigError(f"batch: the batch must hold tensors, got {inputs!r}")
-        if self._hands_batches:
-            self._move(state.epoch, state.batch_index + 1)
-        self._hands_batches = True
+        self._next_batch()
         state.batch = Batch(inputs, inputs.get("labels") if together else targets, first.shape[0])
         self._fire("batch")
         return state.batch.inputs if together else tuple(state.batch)
@@ -128,6 +128,24 @@ class Attached(Run):
             message = "an attached run was never closed, so its tricks gave nothing back; call run.close()"
             warnings.warn(message, stacklevel=2)
 
+    def _open(self, sample: Batch, **facts: Any) -> None:
+        """Begin, and stand at the first batch of the first epoch. Raises `ConfigError` for what no such loop can do."""
+        self._closed = True  # what has not begun need not be closed
+        self._begin(sample, **facts)
+        self._move(0, 0)
+        if self.state.batches_per_update > 1:
+            undo(self._model)
+            raise ConfigError(
+                "a trick accumulates gradients, but your loop steps the optimizer itself; accumulate there"
+            )
+        self._closed = False
+
+    def _next_batch(self) -> None:
+        """Move to a batch that the loop hands over."""
+        if self._hands_batches:
+            self._move(self.state.epoch, self.state.batch_index + 1)
+        self._hands_batches = True
+
     # -- what the loop owes --------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
@@ -161,6 +179,10 @@ class Attached(Run):
             handed = self._hands_batches if hook == "batch" else hook in self._phases
             if not handed and (acting := self._box.acting(hook)):
                 raise ConfigError(f"{acting[0]} acts in {hook!r}, which your loop does by itself; write: {line}")
+        self._check_trained()
+
+    def _check_trained(self) -> None:
+        """Raise `ConfigError` for a parameter that a trick added and no optimizer trains."""
         if not self._steps:
             raise ConfigError("no optimizer is known to the run; write: optimizer = run.watch(optimizer)")
         held = {id(p) for optimizer in self._steps for group in optimizer.param_groups for p in group["params"]}
@@ -229,17 +251,13 @@ def attach(
     run = Attached(model, tricks, seed=torch.initial_seed() if seed is None else seed, forward=forward, wrap=wrap)
     run._steps_per_epoch = steps_per_epoch
     first = next((t for t in tensors([inputs, targets]) if t.ndim), None)
-    run._begin(
+    run._open(
         Batch(inputs, targets, 0 if first is None else first.shape[0]),
         loss=loss,
         max_epochs=epochs,
         batches_per_epoch=steps_per_epoch,
         max_steps=steps,
     )
-    run._move(0, 0)
-    if run.state.batches_per_update > 1:
-        undo(model)
-        raise ConfigError("a trick accumulates gradients, but your loop steps the optimizer itself; accumulate there")
     return run
 
 

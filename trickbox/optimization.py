@@ -86,9 +86,13 @@ class Scaling:
         for name, factors in state.scales.items():
             # Sorted, because a product of floats depends on its order and the order of tricks must not matter.
             product = math.prod(sorted(factor(state) for factor in factors))
+            written: set[int] = set()
             for group in optimizer.param_groups:
                 self.own.append((group, name, _own(group, name)))
-                _write(group, name, product)
+                if id(group.get(name)) not in written:  # one tensor may be the rate of several groups
+                    _write(group, name, product)
+                if isinstance(group.get(name), Tensor):
+                    written.add(id(group[name]))
 
     def put_back(self) -> None:
         """Give every group its own values back."""
@@ -182,27 +186,42 @@ def repair(optimizer: torch.optim.Optimizer, state: State, before: set[int]) -> 
                 left[name] = parameter
             else:
                 home["params"].append(parameter)
-    _regroup(optimizer, parameters, state.parameter_options)
+    _regroup(optimizer, parameters, state)
     return left
 
 
-def _regroup(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], options: dict[str, Options]
-) -> None:
+def put_groups_together(state: State) -> None:
+    """Give the parameters that `repair` moved to groups of their own back to the groups that they came from."""
+    for optimizer, group, members, copies in state.regrouped:
+        group["params"] = members
+        optimizer.param_groups[:] = [other for other in optimizer.param_groups if all(other is not c for c in copies)]
+    state.regrouped.clear()
+
+
+def _regroup(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], state: State) -> None:
     """Move the parameters that have options into copies of their groups, one copy for equal options."""
+    options = state.parameter_options
     _check_options(parameters, options)
+    if options and isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError("a trick sets options of single parameters, and LBFGS has the same for all; use another one")
     by_id = {id(parameters[name]): option for name, option in options.items()}
     for group in list(optimizer.param_groups):
+        members = group["params"]
         moved: dict[Options, list[nn.Parameter]] = {}
-        for parameter in group["params"]:
+        for parameter in members:
             if id(parameter) in by_id:
                 moved.setdefault(by_id[id(parameter)], []).append(parameter)
-        group["params"][:] = [p for p in group["params"] if id(p) not in by_id]
-        for option, members in moved.items():
-            changed = {"params": members, "lr": group["lr"] * option.lr}
-            optimizer.param_groups.append(
-                {**group, **changed, **({} if option.weight_decay else {"weight_decay": 0.0})}
-            )
+        copies = [_copy(group, moved[option], option) for option in moved]
+        if copies:
+            group["params"] = [p for p in members if id(p) not in by_id]
+            optimizer.param_groups.extend(copies)
+            state.regrouped.append((optimizer, group, members, copies))
+
+
+def _copy(group: dict[str, Any], members: list[nn.Parameter], option: Options) -> dict[str, Any]:
+    """A group like *group* for *members* and their options."""
+    decay = {} if option.weight_decay else {"weight_decay": 0.0}
+    return {**group, "params": members, "lr": group["lr"] * option.lr, **decay}
 
 
 def _check_options(parameters: dict[str, nn.Parameter], options: dict[str, Options]) -> None:

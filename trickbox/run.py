@@ -22,10 +22,10 @@ from trickbox.checks import plan_surgery
 from trickbox.errors import ConfigError
 from trickbox.hooks import HOOKS, PHASES
 from trickbox.metrics import Forward
-from trickbox.optimization import Scaling
+from trickbox.optimization import Scaling, put_groups_together
 from trickbox.state import Batch, State
 from trickbox.streams import Streams
-from trickbox.surgery import clock_of, edits_of, forget_trained, undo, undo_since
+from trickbox.surgery import clock_of, edits_of, forget_trained, has_draws, undo, undo_since
 
 Wrap = Callable[[nn.Module], Any]
 """What is put around the model after surgery: ``torch.compile``, DistributedDataParallel, ``fully_shard``."""
@@ -84,19 +84,35 @@ class Run:
 
         Raises `ConfigError` for a trick that would do the work in the place of the block.
         """
+        with self._opened(name):
+            yield
+
+    def around(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do *work*, that of a phase, with the tricks that wrap the phase around it; its result, as they leave it.
+
+        What `phase` cannot do: hand a result, such as the loss, through the tricks. Raises `ConfigError` for a trick
+        that would do the work in the place of *work*.
+        """
+        with self._opened(name) as result:
+            result[0] = work()
+        return result[0]
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[list[Any]]:
+        """A phase whose work is done inside the block; the result, in a list of one, goes through the tricks."""
         if name not in PHASES:
             raise ConfigError(f"a phase is one of {', '.join(PHASES)}, got {name!r}")
         self._phases.add(name)
         self._refuse_answers(name)
-        opened = Opened()
+        opened, result = Opened(), [True]
         try:
             opened.enter((function for _, function in self._box.wrappers(name)), self.state)
             try:
-                yield
+                yield result
             except BaseException as error:
                 opened.leave(None, error)
                 raise
-            opened.leave(True)
+            result[0] = opened.leave(result[0])
         except Exception as error:
             self._explain(error)
             raise
@@ -105,6 +121,7 @@ class Run:
 
     def _begin(self, sample: Batch, **facts: Any) -> None:
         """Plan on *sample*, let every trick edit the model, and wrap it. Undoes everything where that fails."""
+        forget_trained(self._model)
         before, edits = {id(parameter) for parameter in self._model.parameters()}, edits_of(self._model)
         surgery = facts.pop("surgery", None) or plan_surgery(self._model, sample, self._forward)
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
@@ -121,12 +138,23 @@ class Run:
         try:
             self._box.init(self._state)
             self._wrapped = self._model if self._wrap is None else self._wrap(self._model)
+            if not callable(self._wrapped):
+                raise ConfigError(f"wrap must give what the loop calls, got {self._wrapped!r}")
         except BaseException as error:
             self._explain(error)
             self._take_back(edits)
             raise
         self._before = before
+        self._draws = has_draws(self._model)
         self._calls = {hook: self._box.compiled(hook) for hook in HOOKS}
+
+    def _unfollow(self) -> None:
+        """Leave the optimizers alone again."""
+        for handle in self._handles:
+            handle.remove()
+        self._scaling.put_back()
+        if hasattr(self, "_state"):
+            put_groups_together(self._state)
 
     def _take_back(self, edits: int) -> None:
         """Undo what this run did to the model: all, or what follows the edits of earlier ones."""
@@ -143,9 +171,7 @@ class Run:
                 self._guarded(function)
             except BaseException as error:
                 errors.append(error)
-        for handle in self._handles:
-            handle.remove()
-        self._scaling.put_back()
+        self._unfollow()
         forget_trained(self._model)
         if errors and first is None:
             raise errors[0]
@@ -156,11 +182,13 @@ class Run:
     def _move(self, epoch: int, index: int) -> None:
         """Move everything that is drawn to a batch of an epoch."""
         state = self._state
-        if epoch != state.epoch or index == 0:
-            state.streams.start_epoch(epoch)
         state.epoch, state.batch_index = epoch, index
-        state.streams.advance(index)
-        state.clock.set((epoch << _TIME) + index)
+        if index == 0:
+            state.streams.start_epoch(epoch)
+        else:
+            state.streams.advance(index)
+        if self._draws:
+            state.clock.set((epoch << _TIME) + index)
 
     def _write_row(self) -> None:
         """Write down the epoch that has ended; the learning rate is that of its last update."""
@@ -192,13 +220,15 @@ class Run:
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Scale around every step of *optimizer*, count it, and act around it where the loop takes it by itself."""
         self._steps[optimizer] = 0
+        enter, leave = self._before_step, self._after_step
+        if sum("step" in vars(kind) for kind in type(optimizer).__mro__) > 2:
+            enter, leave = self._enter_step, self._leave_step
         # A step that is compiled must not take the hooks into its graph, where the numbers would freeze.
-        before, after = torch.compiler.disable(self._enter_step), torch.compiler.disable(self._leave_step)
-        self._handles.append(optimizer.register_step_pre_hook(before))
-        self._handles.append(optimizer.register_step_post_hook(after))
+        self._handles.append(optimizer.register_step_pre_hook(torch.compiler.disable(enter)))  # type: ignore[no-untyped-call]
+        self._handles.append(optimizer.register_step_post_hook(torch.compiler.disable(leave)))  # type: ignore[no-untyped-call]
 
     def _enter_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        # Where a class of the user's calls the step of its base class, torch fires the hooks of both.
+        """`_before_step` where a class calls the step of its base class: torch then fires the hooks of both."""
         self._depth = self._depth + 1 if self._depth and _is_running(self._stepping) else 1
         if self._depth > 1:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import platform
 import time
 import warnings
@@ -123,6 +124,7 @@ class Session(Run):
             self._open()
         except BaseException as error:
             self._explain(error)
+            self._unfollow()
             undo(self._model)
             put_optimizer_back()
             before.put_back()
@@ -178,8 +180,8 @@ class Session(Run):
         the caller and not scaled, only gradients and update run; give *outputs* too for training metrics.
         Raises `ConfigError` when a trick acts on the loss that the caller computes.
         """
-        state = self.state
-        state.batch = self._handed if batch is self._handed is not None else self._own_batch(batch, loss)
+        state = self._state
+        state.batch = self._handed if self._was_handed(batch) else self._own_batch(batch, loss)  # type: ignore[assignment]
         state.outputs = outputs
         self._window.append((state.batch, state.batch_index))
         try:
@@ -187,6 +189,8 @@ class Session(Run):
                 loss = self._compute_loss(state)
             elif self._loss_is_tricked:
                 raise ConfigError("a trick acts in compute_loss, which a loss handed to step() passes by")
+            else:
+                state.again = None  # only the caller could compute it once more
             if len(self._window) == 1:
                 self._core.window = state.batches_per_update * state.batch.size
             state.batch_loss = loss
@@ -194,6 +198,7 @@ class Session(Run):
             if len(self._window) >= state.batches_per_update:
                 self._update_once()
         except Exception as error:
+            self._scaling.put_back()
             self._explain(error)
             raise
         self._meter.add(state.outputs, state.batch.targets, loss, state.batch.size)
@@ -267,11 +272,21 @@ class Session(Run):
     def _start_batch(self, index: int) -> None:
         if index:
             self._move(self._state.epoch, index)
-            self._globals.advance(index)
+        # Also in the first one, for whose order a loader has drawn by now.
+        self._globals.advance(index)
+
+    def _was_handed(self, batch: Any) -> bool:
+        """Whether *batch* is the one that `batches` has given last, also as the pair that it was unpacked to."""
+        handed = self._handed
+        if handed is None or batch is handed:
+            return handed is not None
+        return isinstance(batch, tuple) and len(batch) == 2 and all(map(operator.is_, batch, handed))
 
     def _own_batch(self, batch: Any, loss: Tensor | None) -> Batch:
         """A batch that `batches` has not given; where the caller has the loss already, nothing can act on it."""
         state = self._state
+        self._start_batch(self._own_batches)
+        self._own_batches += 1
         state.batch = batch if isinstance(batch, Batch) else as_batch(batch, "step", self._device)
         if loss is None:
             self._fire("batch")
@@ -279,18 +294,20 @@ class Session(Run):
 
     def _update_once(self) -> None:
         """Fire `update` for the batches since the last one."""
-        self._weigh()
+        if self._state.batches_per_update > 1:
+            self._weigh()
         self._updating = True
         try:
             self._answered_update(self._state)
         finally:
             self._updating = False
             self._window.clear()
+            self._state.again = self._passes
 
     def _weigh(self) -> None:
         """Where an update got other samples than expected, such as the last of an epoch, make its gradients a mean."""
         samples = sum(batch.size for batch, _ in self._window)
-        if self._state.batches_per_update > 1 and samples != self._core.window:
+        if samples != self._core.window:
             gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, self._core.window / samples)
 
@@ -309,7 +326,8 @@ class Session(Run):
             state.batch = one
             state.batch_loss = self._compute_loss(state)
             self._backward(state)
-        self._weigh()
+        if state.batches_per_update > 1:
+            self._weigh()
         state.batch, state.outputs = batch, outputs
         return state.batch_loss.detach()  # type: ignore[no-any-return]
 
@@ -357,4 +375,6 @@ class Session(Run):
             "device": str(self._device),
             "threads": torch.get_num_threads(),
             "versions": versions(),
-        } | ({"ranks": ranks.world()} if ranks.world() > 1 else {})
+            **({} if self._max_steps is None else {"max_steps": self._max_steps}),
+            **({"ranks": ranks.world()} if ranks.world() > 1 else {}),
+        }

@@ -87,20 +87,23 @@ class State:
     clock: Clock = field(factory=Clock)
     scales: dict[str, list[Callable[[State], float]]] = field(factory=dict)
     parameter_options: dict[str, Options] = field(factory=dict)
+    regrouped: list[tuple[torch.optim.Optimizer, dict[str, Any], list[Any], list[dict[str, Any]]]] = field(factory=list)
+    """An optimizer, one of its groups with its members, and the copies of it that those with options moved to."""
     idle: set[tuple[str, str]] = field(factory=set)
     again: Callable[[], Tensor] | None = None
 
     @property
     def total_steps(self) -> int:
         """Updates in the whole run. Raises `ConfigError` where neither the data nor the caller tells its length."""
-        if self.max_steps is not None:
-            return self.max_steps
         if self.batches_per_epoch is None or self.max_epochs is None:
+            if self.max_steps is not None:
+                return self.max_steps
             raise ConfigError(
                 "the length of the run is asked for, but nothing tells it: give max_steps, or training data with a "
                 "len(); to attach, epochs and steps_per_epoch, or steps"
             )
-        return self.max_epochs * math.ceil(self.batches_per_epoch / self.batches_per_update)
+        steps = self.max_epochs * math.ceil(self.batches_per_epoch / self.batches_per_update)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def progress(self) -> float:
@@ -154,8 +157,8 @@ class State:
         """
         if self.again is None:
             raise ConfigError(
-                "a second pass over the batch is asked for, but this loop makes its passes itself; use Session or fit, "
-                "or hand a closure to optimizer.step"
+                "a second pass over the batch is asked for, but this loop makes its passes itself; use fit, or a "
+                "Session that computes the loss, or hand a closure to optimizer.step"
             )
         return self.again()
 

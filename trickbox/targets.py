@@ -66,7 +66,8 @@ def check_classes(trick: str, state: State) -> None:
         )
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim < 1:
         found = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors(targets)) or repr(targets)
-        raise ConfigError(f"{trick}: targets must be floating, or class numbers (N, ...) of dtype int64, got {found}")
+        wanted = "class numbers (N, ...) of dtype int64, or class probabilities"
+        raise ConfigError(f"{trick}: targets must be {wanted}, got {found}")
     if not isinstance(outputs, Tensor) or outputs.ndim != targets.ndim + 1 or not outputs.is_floating_point():
         wanted = "(N, C)" if targets.ndim == 1 else f"(N, C, ...), for targets {tuple(targets.shape)}"
         found = shapes(outputs) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"

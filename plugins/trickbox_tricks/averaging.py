@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from trickbox.authoring import State, hookimpl, interval, trick
 
 
-def decay(update: int, updates: int, half_life: float) -> float:
-    """Return the share of itself that an average keeps in an update, counted from 0, of so many updates.
+def kept_share(update: int, updates: int, half_life: float) -> float:
+    """Return how much of itself an average keeps in an update, counted from 0, of a run of so many *updates*.
 
-    A weight counts half after the share *half_life* of the run: ``0.5 ** (1 / (half_life * updates))``. The first
-    updates keep less, at most ``(1 + update) / (10 + update)``, so that the average soon forgets where it began.
+    With decay d = ``0.5 ** (1 / (half_life * updates))`` it is ``d * (1 - d**update) / (1 - d**(update + 1))``: the
+    average is then ``sum(d**age * weight) / sum(d**age)`` over all updates so far, as Adam corrects its moments.
 
-    >>> [round(decay(update, 1000, half_life=0.1), 3) for update in (0, 10, 999)]
-    [0.1, 0.55, 0.991]
+    >>> [round(kept_share(update, 1000, half_life=0.1), 3) for update in (0, 1, 100, 999)]
+    [0.0, 0.498, 0.986, 0.993]
     """
-    return min(math.pow(0.5, 1 / (half_life * updates)), (1 + update) / (10 + update))
+    decay = math.pow(0.5, 1 / (half_life * updates))
+    return decay * (1 - math.pow(decay, update)) / (1 - math.pow(decay, update + 1))
 
 
 @torch.no_grad()
@@ -64,9 +65,9 @@ class EMA:
     """Average the weights along the run, measure validation with the averages, and keep them in the end.
 
     An exponential moving average of all parameters and of the running statistics of norms; the other buffers stay the
-    model's own. A weight counts half after the share `half_life` of all updates. The average begins with the weights of
-    the first update; in update t, counted from 0, it keeps at most (1 + t) / (10 + t) of itself, as in TensorFlow. An
-    update that is skipped does not count. Training goes on with the weights themselves. 0 is off.
+    model's own. The weights after an update count half as much as those that come the share `half_life` of all updates
+    later; the initial weights do not count, and neither does an update that is skipped. Training goes on with the
+    weights themselves. 0 is off.
 
     Cost: one pass over the weights an update, and a copy of them, in validation two. Raises `ConfigError` where nobody
     tells the length of the run. Source: Polyak and Juditsky 1992.
@@ -99,7 +100,7 @@ class EMA:
         if made:
             weights = averaged(state.model)
             if self.averages:
-                share = decay(state.step - 1, state.total_steps, self.half_life)
+                share = kept_share(state.step - 1, state.total_steps, self.half_life)
                 average_(list(self.averages.values()), [weights[name] for name in self.averages], share)
             else:
                 self.averages = {name: _precise(weight) for name, weight in weights.items()}

@@ -129,6 +129,7 @@ BAD_SETTINGS = {
         {"optimizer": torch.optim.SGD(Net().parameters(), lr=0.1)},
         "not of this model; build it from model.parameters",
     ),
+    "a wrap that gives nothing": ({"wrap": lambda model: None}, "wrap must give what the loop calls, got None"),
     "a metric that is no function": ({"metrics": {"f1": "macro"}}, "'f1' must be a function"),
 }
 
@@ -220,6 +221,7 @@ def test_a_model_that_already_has_tricks_is_refused(net, untouched, entry):
 
 def with_compiled_part(net):
     net[0] = torch.compile(net[0], backend="eager")
+    net(X)  # now the graph of that part is there, and would not see what tricks add
     return net
 
 
@@ -236,10 +238,15 @@ REFUSED = {
     "compiled in place": (after(lambda net: net.compile(backend="eager")), "compiled already, .* wrap=torch.compile"),
     "with a part compiled in place": (after(lambda net: net[0].compile(backend="eager")), "compiled already"),
     "with a compiled part": (with_compiled_part, "compiled already"),
-    "in several replicas": (nn.DataParallel, "wrapped in DataParallel; pass the module inside, .* as wrap="),
+    "in several replicas": (nn.DataParallel, "wrapped in DataParallel; pass the module inside, and wrap=DataParallel"),
     "scripted": (torch.jit.script, "model is a ScriptModule, .* pass the module it was made from"),
     "traced": (lambda net: torch.jit.trace(net, X), "model is a ScriptModule"),
 }
+
+
+def test_a_wrap_that_gives_nothing_is_said_by_attach_too(net, untouched):
+    with untouched(net), pytest.raises(tb.ConfigError, match="wrap must give what the loop calls, got None"):
+        tb.attach(net, ["dropout"], X, wrap=lambda model: None)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -253,11 +260,9 @@ def test_a_model_that_surgery_cannot_edit_is_refused_with_the_fix(net, untouched
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("called", [False, True])
-def test_a_model_inside_a_compiled_one_is_refused_while_that_exists(net, untouched, entry, called):
+def test_a_model_that_was_called_inside_a_compiled_one_is_refused_while_that_exists(net, untouched, entry):
     compiled = torch.compile(net, backend="eager")
-    if called:
-        compiled(X)
+    compiled(X)
     with untouched(net), pytest.raises(tb.ConfigError, match=r"compiled already, .* wrap=torch\.compile"):
         ENTRIES[entry](net, ["dropout"])
     del compiled
@@ -277,7 +282,7 @@ def sharded_and_wrapped(net):
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (DistributedDataParallel, "wrapped in DistributedDataParallel; pass the module inside, and Dist.* as wrap="),
+        (DistributedDataParallel, "wrapped in DistributedDataParallel; pass the module inside, and wrap=DistributedDataParallel"),
         (sharded, "sharded already; pass the whole one, and wrap=fully_shard"),
         (sharded_and_wrapped, "wrapped in FullyShardedDataParallel|sharded already"),
     ],

@@ -548,7 +548,16 @@ def test_options_and_scales_multiply_on_an_optimizer_that_exists(run, net):
     optimizer = torch.optim.SGD(net.parameters(), lr=torch.tensor(0.1))
     run([SetOptions("0.bias", 0.5), Scale(factor=0.5), Watch()], model=net, optimizer=optimizer)
     assert [group["lr"].item() for group in SEEN[-1]] == pytest.approx([0.05, 0.025])
-    assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.1, 0.05])
+    assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.1])
+
+
+def test_after_a_run_the_groups_are_those_that_the_caller_had(run, net):
+    optimizer = two_groups(net)
+    before = settings_of(optimizer), [list(map(id, group["params"])) for group in optimizer.param_groups]
+    for _ in range(2):
+        run([SetOptions("0.bias", 0.5), Watch()], model=net, optimizer=optimizer)
+        assert (settings_of(optimizer), [list(map(id, group["params"])) for group in optimizer.param_groups]) == before
+        assert [group["lr"] for group in SEEN[-1]] == [0.1, 0.2, 0.05]
 
 
 def test_options_of_no_parameter_leave_an_optimizer_that_exists_alone(run, net, untouched):
@@ -655,6 +664,39 @@ def test_an_optimizer_is_as_it_was_when_the_run_does_not_start(run, untouched):
     assert len(optimizer.param_groups) == 1
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in members]
     assert {id(p): id(s) for p, s in optimizer.state.items()} == {id(p): id(s) for p, s in state.items()}
+
+
+@trick
+class FailsAtTheStart:
+    """Fail once the optimizer is there. Cost: none."""
+
+    @hookimpl
+    def fit_start(self, state):
+        raise KeyError
+
+
+def test_the_schedule_of_a_run_that_does_not_start_acts_on_no_step(run, net):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(KeyError):
+        run([Scale(factor=0.5), FailsAtTheStart()], model=net, optimizer=optimizer)
+    watch(optimizer)
+    optimizer.step()
+    assert [groups[0]["lr"] for groups in SEEN] == [0.1]
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_an_optimizer_that_could_not_be_watched_is_as_it_was(net, data):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with tb.attach(net, [Scale(factor=0.5), AddNorms(), FailsAtTheStart()], data[0]) as run:
+        with pytest.raises(KeyError):
+            run.watch(optimizer)
+        watch(optimizer)
+        optimizer.step()
+        assert [groups[0]["lr"] for groups in SEEN] == [0.1]
+        assert len(optimizer.param_groups[0]["params"]) == 4
+        with pytest.raises(KeyError):  # it may be tried again
+            run.watch(optimizer)
 
 
 def test_gradients_from_before_the_run_do_not_count(run, net, data, same_bits):

@@ -21,7 +21,7 @@ from trickbox import ranks
 from trickbox.testing import tiny_data, tiny_model
 
 warnings.filterwarnings("ignore", message=".*barrier.*")
-OUT = Path(sys.argv[1])
+
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
@@ -115,7 +115,7 @@ def main():
     found["masks"] = masks()
     found["order"] = [float(batch.inputs.sum()) for batch in _order()]
     refusals(found)
-    (OUT / f"{ranks.rank()}.json").write_text(json.dumps(found))
+    (Path(sys.argv[1]) / f"{ranks.rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 

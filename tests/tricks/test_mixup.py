@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trickbox_tricks.mixup import Mixup, draw_lambda, draw_partners, mix, probabilities, takes_probabilities
+from trickbox_tricks.mixup import Mixup, draw_lambda, draw_partners, mix
 
 from trickbox import ConfigError, NoEffectError, Session, fit
+from trickbox.authoring import probabilities
 
 ADAM = partial(torch.optim.Adam, lr=0.01)
 
@@ -77,26 +78,6 @@ def test_all_floating_tensors_are_mixed_with_one_lambda_and_nothing_is_mutated()
         assert got.dtype == x.dtype
     assert mixed["ids"] is nest["ids"]
     assert torch.equal(nest["a"], before["a"])  # type: ignore[arg-type]
-
-
-class Focal(nn.Module):
-    """A loss of the user's own, for class numbers and probabilities."""
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        terms = F.cross_entropy(outputs, targets, reduction="none")
-        return ((1 - torch.exp(-terms)) ** 2 * terms).mean()
-
-
-def test_losses_that_take_probabilities() -> None:
-    weighted, smooth = (
-        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])),
-        partial(F.cross_entropy, label_smoothing=0.1),
-    )
-    outputs, targets = torch.randn(5, 3, generator=seeded()), torch.arange(5) % 3
-    for loss in (nn.CrossEntropyLoss(), weighted, F.cross_entropy, smooth, Focal()):
-        assert takes_probabilities(loss, outputs, targets)
-    for loss in (nn.NLLLoss(), F.nll_loss, nn.MultiMarginLoss()):
-        assert not takes_probabilities(loss, outputs, targets)
 
 
 # -- whole runs ------------------------------------------------------------------------------------------------------
@@ -189,10 +170,30 @@ def test_inputs_that_cannot_be_mixed_are_refused_before_training() -> None:
         batches(Mixup(), (ids, torch.arange(8) % 3), model=model)
 
 
-def test_targets_of_another_shape_are_refused_before_training() -> None:
-    model, train = nn.Conv1d(1, 3, 1), (data(6)[0], torch.zeros(6, 12, dtype=torch.int64))
-    with pytest.raises(ConfigError, match=r"class numbers \(N,\) of dtype int64, got torch.int64 \(6, 12\)"):
-        batches(Mixup(), train, model=model)
+def test_targets_of_another_kind_are_refused_before_training() -> None:
+    model, train = nn.Conv1d(1, 3, 1), (data(6)[0], torch.zeros(6, 12, dtype=torch.int32))
+    with pytest.raises(
+        ConfigError, match=r"must be class numbers \(N, ...\) of dtype int64, .* got torch.int32 \(6, 12\)"
+    ):
+        batches(Mixup(), train, lambda outputs, _: outputs.mean(), model)
+
+
+def test_outputs_of_another_shape_are_refused_before_training() -> None:
+    model, train = nn.Conv1d(1, 3, 1), (data(6)[0], torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(ConfigError, match=r"must give outputs of shape \(N, C\), got \(6, 3, 12\)"):
+        batches(Mixup(), train, lambda outputs, _: outputs.mean(), model)
+
+
+def test_a_class_for_every_time_is_mixed_like_one_for_the_whole() -> None:
+    targets = torch.arange(22 * 12).reshape(22, 12) % 3
+    for _, mixed in batches(Mixup(1.0), (data(22)[0], targets), model=nn.Conv1d(1, 3, 1)):
+        assert mixed.shape == (11, 3, 12)
+        torch.testing.assert_close(mixed.sum(1), torch.ones(11, 12))
+
+
+def test_a_class_that_the_loss_ignores_is_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match="mixup: the loss must not ignore a class, got ignore_index=2"):
+        batches(Mixup(), data(), nn.CrossEntropyLoss(ignore_index=2))
 
 
 def test_two_mixers_are_refused() -> None:

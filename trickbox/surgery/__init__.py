@@ -19,6 +19,7 @@ from trickbox.surgery.edits import Surgery as Surgery
 from trickbox.surgery.edits import clock_of as clock_of
 from trickbox.surgery.edits import edits_of as edits_of
 from trickbox.surgery.edits import forget_trained as forget_trained
+from trickbox.surgery.edits import has_draws as has_draws
 from trickbox.surgery.edits import is_tricked as is_tricked
 from trickbox.surgery.edits import seal as seal
 from trickbox.surgery.edits import undo as undo

@@ -94,7 +94,29 @@ class Frozen:
             model.get_submodule(path).training = model.training
 
 
-Edit = Added | Converted | Written | Frozen
+@define(eq=False)
+class Counting:
+    """The calls of a layer that is called several times are numbered anew in every forward of the model."""
+
+    attached: Attachments
+
+    def undo(self, model: nn.Module) -> None:
+        model.__dict__[COUNTED].remove(self.attached)
+        if not model.__dict__[COUNTED]:
+            del model.__dict__[COUNTED]
+            unhook(model, (restart_calls,))
+
+
+@define(eq=False)
+class Ticking:
+    """The model counts its forwards for what draws."""
+
+    def undo(self, model: nn.Module) -> None:
+        del model.__dict__[CLOCK]
+        unhook(model, (count_forwards,))
+
+
+Edit = Added | Converted | Written | Frozen | Counting | Ticking
 
 
 @define(eq=False)
@@ -251,10 +273,11 @@ class Surgery:
 
     def tick(self, clock: Clock) -> None:
         """Let the model count its forwards for what draws at *clock*."""
-        if self.model.__dict__.setdefault(CLOCK, clock) is not clock:
-            raise SurgeryError("the model has layers that draw for another run; call trickbox.undo(model) first")
-        if count_forwards not in self.model._forward_hooks.values():
+        if CLOCK not in self.model.__dict__:
+            self.model.__dict__[CLOCK] = clock
             self.model.register_forward_hook(count_forwards)
+            ledger(self.model).edits.append(Ticking())
+        assert clock_of(self.model) is clock, "a run takes over the clock that it finds"
 
     def _attach(
         self, site: Site, child: nn.Module, rank: Rank, *, before: bool = False, stash: Stash | None = None
@@ -274,8 +297,11 @@ class Surgery:
             counted = self.model.__dict__.setdefault(COUNTED, [])
             if not counted:
                 self.model.register_forward_pre_hook(restart_calls)
-            if (found := attachments(site.module)) not in counted:
+            found = attachments(site.module)
+            assert found is not None
+            if found not in counted:
                 counted.append(found)
+                ledger(self.model).edits.append(Counting(found))
 
 
 def undo(model: nn.Module) -> None:
@@ -285,10 +311,9 @@ def undo(model: nn.Module) -> None:
     been trained since: then its weights belong together and all stay. What a trick added is gone, with all that it
     learned. Harmless on a model that has no tricks.
     """
+    forget_trained(model)
     undo_since(model, 0)
-    for name in (LEDGER, COUNTED, CLOCK):
-        model.__dict__.pop(name, None)
-    unhook(model, (restart_calls, count_forwards))
+    model.__dict__.pop(LEDGER, None)
 
 
 def edits_of(model: nn.Module) -> int:
@@ -299,7 +324,6 @@ def edits_of(model: nn.Module) -> int:
 def undo_since(model: nn.Module, edits: int) -> None:
     """Take back all edits but the first so many."""
     if is_tricked(model):
-        forget_trained(model)
         made = ledger(model).edits
         while len(made) > edits:
             made.pop().undo(model)
@@ -309,6 +333,11 @@ def clock_of(model: nn.Module) -> Clock:
     """The clock of the layers of *model* that draw; a new one where there are none."""
     found: Clock = model.__dict__.get(CLOCK) or Clock()
     return found
+
+
+def has_draws(model: nn.Module) -> bool:
+    """Whether tricks have put layers on *model* that draw."""
+    return CLOCK in model.__dict__
 
 
 def ledger(model: nn.Module) -> Ledger:

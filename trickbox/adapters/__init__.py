@@ -1,0 +1,236 @@
+"""Tricks in trainers that others wrote: `trickbox.adapters.lightning` and `trickbox.adapters.transformers`.
+
+Each needs its framework, so nothing imports one before it is asked for. accelerate, Fabric, Ignite and skorch need no
+adapter: their loops say what `trickbox.attach` wants. Here is what the adapters share: a run that is handed everything
+by its adapter, methods that are wrapped for a while, and a sample that leaves no trace.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from trickbox.box import Box
+from trickbox.checks import check_model, check_untouched
+from trickbox.data import KeptGenerators
+from trickbox.errors import ConfigError
+from trickbox.hooks import PHASES
+from trickbox.loops import Attached
+from trickbox.metrics import Forward
+from trickbox.nest import call, tensors
+from trickbox.state import Batch
+from trickbox.streams import forked
+
+
+class Driven(Attached):
+    """A run in the loop of a trainer, whose adapter hands over every batch, pass, validation and epoch by itself."""
+
+    repeats = False
+    """Whether a closure that the loop hands to its optimizer makes all passes of an update."""
+    repeating = False
+    """Whether a trick has asked for those passes again."""
+    labels: tuple[str, ...] = ("labels",)
+    """Where a batch that is a mapping has its targets."""
+
+    def __init__(self, model: nn.Module, tricks: Any, *, seed: int | None = None, forward: Forward = call) -> None:
+        check_model(model)
+        check_untouched(model)
+        super().__init__(
+            model, tricks, seed=torch.initial_seed() if seed is None else seed, forward=forward, wrap=None
+        )
+        for phase in PHASES:
+            self._refuse_answers(phase)
+
+    def loss_of(self, batch: Any, compute: Callable[[Any], Any], again: bool = False) -> Any:
+        """The loss that *compute* makes of a batch, through `batch` and `compute_loss`; *again*: of the same one."""
+        state = self.state
+        if again:
+            self._move(state.epoch, state.batch_index)
+        else:
+            self._next_batch()
+            state.batch = self._given = split(batch, self.labels)
+            if state.batch.size == 0 and (acting := self._box.acting("batch")):
+                raise ConfigError(f"{acting[0]} acts on batches of tensors, but got {type(batch).__name__}: {batch!r}")
+            self._fire("batch")
+        before = self._given
+        state.batch_loss = self.around(
+            "compute_loss",
+            lambda: compute(batch if state.batch is before else join(state.batch, before, batch, self.labels)),
+        )
+        return state.batch_loss
+
+    def backward(self, loss: Any, compute: Callable[[Any], Any]) -> None:
+        """Let *compute* make the gradients of *loss*, as the phase `backward`."""
+        self.state.batch_loss = loss
+        self.around("backward", lambda: compute(self.state.batch_loss) or True)
+
+    def validation(self, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The metrics that *compute* measures, as the phase `validate`."""
+        self.state.evaluated = None
+        found: dict[str, float] = self.around("validate", compute)
+        return found
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._closed:
+            self._closed = True
+            self._end(error)
+            waiting = self._box.acting("epoch_end")
+            if error is None and self.state.step and not self.state.history.rows and waiting:
+                raise ConfigError(f"{waiting[0]} acted nowhere: the training has ended before an epoch or a validation")
+
+    def _check(self, validated: bool = False) -> None:
+        self._check_trained()
+
+    def _closure_first(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        changed = super()._closure_first(optimizer, args, kwargs)
+        again = self.state.again
+
+        def repeat() -> Any:
+            self.repeating = True
+            try:
+                return again()  # type: ignore[misc]
+            finally:
+                self.repeating = False
+
+        self.state.again = repeat if self.repeats and again is not None else None
+        return changed
+
+
+def split(batch: Any, labels: tuple[str, ...] = ("labels",)) -> Batch:
+    """What a loader gave, as inputs and targets: a pair, a mapping with *labels*, or inputs alone.
+
+    >>> split([1, 2]).targets, split({"ids": 1, "labels": 2}).targets, split("all").inputs
+    (2, 2, 'all')
+    """
+    inputs, targets = batch, None
+    if isinstance(batch, Mapping):
+        found = [batch[name] for name in labels if name in batch]
+        inputs, targets = dict(batch), found[0] if len(found) == 1 else tuple(found) or None
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, targets = batch
+    first = next((tensor for tensor in tensors([inputs, targets]) if tensor.ndim), None)
+    return Batch(inputs, targets, 0 if first is None else first.shape[0])
+
+
+def join(batch: Batch, before: Batch, like: Any, labels: tuple[str, ...] = ("labels",)) -> Any:
+    """The reverse of `split`, for a batch that was *before* when it came from *like*.
+
+    >>> join(Batch(3, 4, 1), Batch(1, 2, 1), [1, 2])
+    [3, 4]
+    """
+    if isinstance(like, Mapping):
+        if batch.targets is before.targets:
+            return dict(batch.inputs)
+        present = [name for name in labels if name in like]
+        return {**batch.inputs, **dict(zip(present, [batch.targets] if len(present) == 1 else batch.targets))}
+    if isinstance(like, (tuple, list)) and len(like) == 2:
+        return type(like)(*batch) if hasattr(like, "_fields") else type(like)(batch)
+    return batch.inputs
+
+
+@define(eq=False)
+class Wraps:
+    """Methods of objects that are wrapped for a while, each in a function of the original and its arguments.
+
+    >>> class Greeter:
+    ...     def greet(self, name): return f"hello {name}"
+    >>> greeter, wraps = Greeter(), Wraps()
+    >>> wraps.add(greeter, "greet", lambda original, name: original(name.upper()))
+    >>> greeter.greet("you"), wraps.put_back(), greeter.greet("you"), vars(greeter)
+    ('hello YOU', None, 'hello you', {})
+    """
+
+    _kept: list[tuple[Any, str, bool, Any]] = field(factory=list)
+
+    def add(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
+        """Wrap the method *name* of *owner*."""
+        original = getattr(owner, name)
+        self._kept.append((owner, name, name in vars(owner), original))
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        # Frameworks look at the arguments of a method, through one decorator and not two.
+        wrapped.__wrapped__ = getattr(original, "__wrapped__", original)
+        setattr(owner, name, wrapped)
+
+    def put_back(self) -> None:
+        """Give every object its own methods back."""
+        while self._kept:
+            owner, name, own, original = self._kept.pop()
+            setattr(owner, name, original) if own else delattr(owner, name)
+
+
+def checked(tricks: Any) -> list[tuple[str, Any]]:
+    """The tricks of a list with their names in a run. What is wrong with the list shows here."""
+    return [(member.name, member.trick) for member in Box(tricks).members]
+
+
+def first_batch(loader: Any) -> Any:
+    """The first batch that *loader* would give; generators, workers and iterators stay as they are.
+
+    Of a mapping or list of loaders, one of each. Cost: one batch, loaded in this process.
+    """
+    if isinstance(loader, Mapping):
+        return {name: first_batch(one) for name, one in loader.items()}
+    if isinstance(loader, (tuple, list)):
+        return [first_batch(one) for one in loader]
+    with forked(), KeptGenerators(loader, getattr(loader, "batch_sampler", None)):
+        if not isinstance(loader, DataLoader):
+            return next(iter(loader))
+        alone = copy.copy(loader)
+        vars(alone).update(num_workers=0, timeout=0, prefetch_factor=None, persistent_workers=False, _iterator=None)
+        return next(DataLoader.__iter__(alone))
+
+
+_OWN = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Undo what a training step writes down on *module* and its parts: numbers, lists, states of metrics, buffers."""
+    with torch.no_grad():
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        noted = [(part, _noted(part)) for part in module.modules()]
+        insides = [(value, copy.copy(value)) for _, found in noted for value in found.values() if _is_filled(value)]
+        values = [(t, t.clone()) for _, found in noted for t in found.values() if isinstance(t, Tensor)]
+    try:
+        yield
+    finally:
+        for part, found in noted:
+            for name in _noted(part).keys() - found.keys():
+                delattr(part, name)
+            vars(part).update(found)
+        for container, inside in insides:
+            container.clear()
+            container.extend(inside) if hasattr(container, "extend") else container.update(inside)
+        with torch.no_grad():
+            for tensor, value in (*buffers, *values):
+                tensor.copy_(value)
+
+
+def _noted(module: nn.Module) -> dict[str, Any]:
+    """The attributes of *module* that are not those of every module."""
+    return {name: value for name, value in vars(module).items() if name not in _OWN}
+
+
+def _is_filled(value: Any) -> bool:
+    return type(value) in (list, dict, set, deque)
+
+
+def missing(framework: str) -> str:
+    """What to say where a framework is not installed."""
+    return f"trickbox.adapters.{framework} needs {framework}, which is not installed: pip install 'trickbox[{framework}]'"
