@@ -8,7 +8,7 @@
                             batch           replace state.batch: augmentation, mixing
             loss =          compute_loss    phase: forward and loss
                             backward        phase: gradients
-            step +=         update          phase: one optimizer update; False means "not yet"
+            step +=         update          phase: one optimizer update; False when none was made
         metrics +=          validate        phase: the metrics of the validation data
                             epoch_end       metrics known; state.stop(reason)
         history row
@@ -84,9 +84,9 @@ class Hooks:
 
     @hookspec(firstresult=True)
     def update(self, state: State) -> bool | None:
-        """Phase: one update of the optimizer; True when it was made, False for "not yet".
+        """Phase: one update of the optimizer; True when it was made, False where it was not.
 
-        May write: parameters, after the step.
+        May write: gradients before the step, parameters after it; may ask for `state.replay()`.
         """
 
     @hookspec(firstresult=True)

@@ -124,7 +124,8 @@ class Attached(Run):
                 raise ConfigError(f"{waiting[0]} acted nowhere: no epoch has ended; write: run.epoch_end(val_loss=...)")
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is not None and not self._closed and self._box.acting("fit_end"):
+        ended = hasattr(self, "_state") and len(self._state.history) > 0
+        if ended and not self._closed and self._box.acting("fit_end"):
             message = "an attached run was never closed, so its tricks gave nothing back; call run.close()"
             warnings.warn(message, stacklevel=2)
 

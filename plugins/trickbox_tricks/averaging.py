@@ -132,12 +132,9 @@ def averaged(model: nn.Module) -> dict[str, Tensor]:
     >>> list(averaged(nn.BatchNorm1d(2)))
     ['weight', 'bias', 'running_mean', 'running_var']
     """
-    statistics = {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        if name.rpartition(".")[2].startswith("running_") and buffer.is_floating_point()
-    }
-    return {**dict(model.named_parameters()), **statistics}
+    statistics = {n: b for n, b in model.named_buffers() if n.rpartition(".")[2].startswith("running_")}
+    everything = {**dict(model.named_parameters()), **statistics}
+    return {name: tensor for name, tensor in everything.items() if tensor.is_floating_point() or tensor.is_complex()}
 
 
 def _precise(weight: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class Plain:
     """The loop, with a place for each thing that a trick does; `prefix` is where the trainer's module has the net."""
 
     rule: Any = None
-    patience: int | None = None
+    stops_after_the_worst_loss = False
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -104,12 +104,11 @@ class Plain:
             self.measured.eval()
             with torch.no_grad():
                 losses.append(float(F.cross_entropy(self.measured(VALID[0]), VALID[1])))
-            if losses[-1] == min(losses):
+            if self.stops_after_the_worst_loss:
+                if losses[-1] < max(losses):
+                    self.model.load_state_dict(best)
+                    break
                 best = copy.deepcopy(self.model.state_dict())
-            if self.patience is not None and len(losses) - losses.index(min(losses)) > self.patience:
-                break
-        if self.patience is not None:
-            self.model.load_state_dict(best)
         return Trace(self.weights(), self.optimizer.rates, losses)
 
 
@@ -132,7 +131,7 @@ class Dressed(nn.Module):
         net = self.net
         x = net.pool(F.relu(self.drop(self.conv1(net.conv1(x)), "conv1")))
         x = net.pool(F.relu(self.drop(self.conv2(net.conv2(x)), "conv2")))
-        return net.fc2(self.drop(F.relu(net.fc1(x.flatten(1))), "own_dropout"))
+        return net.fc2(self.drop(F.relu(net.fc1(x.flatten(1))), "fc1"))
 
 
 class WithLayers(Plain):
@@ -144,7 +143,9 @@ class WithLayers(Plain):
         named = {}
         for name, value in self.model.state_dict().items():
             part, _, rest = name.partition(".")
-            named[f"{self.prefix}{rest}" if part == "net" else f"{self.prefix}{part}.trickbox.batch_norm.{rest}"] = value
+            named[f"{self.prefix}{rest}" if part == "net" else f"{self.prefix}{part}.trickbox.batch_norm.{rest}"] = (
+                value
+            )
         return named
 
 
@@ -156,7 +157,9 @@ class WithOneCycle(Plain):
 
 
 class WithEarlyStopping(Plain):
-    patience = 1
+    """The loss falls, so a run that wants it to rise stops after two epochs, with the weights of the first."""
+
+    stops_after_the_worst_loss = True
 
 
 class WithClipping(Plain):
@@ -226,7 +229,7 @@ CASES = {
     "nothing": Case(Plain, lambda monitor: []),
     "layers": Case(WithLayers, lambda monitor: [Dropout(0.3), BatchNorm()]),
     "one_cycle": Case(WithOneCycle, lambda monitor: [OneCycle()], bits=False),
-    "early_stopping": Case(WithEarlyStopping, lambda monitor: [EarlyStopping(monitor, patience=1)]),
+    "early_stopping": Case(WithEarlyStopping, lambda monitor: [EarlyStopping(monitor, patience=1, mode="max")]),
     "clip_gradients": Case(WithClipping, lambda monitor: [ClipGradients(0.05)]),
     "ema": Case(WithAverage, lambda monitor: [EMA(half_life=0.3)], bits=False),
     "sam": Case(WithSharpness, lambda monitor: [SAM(0.1)], bits=False),

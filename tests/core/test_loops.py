@@ -134,6 +134,8 @@ def test_a_metric_of_unknown_direction_needs_a_mode():
 def test_a_run_that_is_never_closed_says_so():
     model = net()
     run = tb.attach(model, ["early_stopping"], tiny_data(4)[0])
+    step(model, run.watch(SGD(model.parameters())), tiny_data(4))
+    run.epoch_end(val_loss=1.0)
     with pytest.warns(UserWarning, match=r"never closed.*run\.close\(\)"):
         run.__del__()
     run._closed = True

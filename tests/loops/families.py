@@ -112,7 +112,7 @@ FAMILIES: dict[str, Family] = {
     "label_smoothing": Family("label_smoothing", other_batches, needs=("batches",)),
     "early_stopping": Family({"trick": "early_stopping", "patience": 1, "min_delta": 100.0,
                               "restore_best_weights": False}, stopped),
-    "clip_gradients": Family({"trick": "clip_gradients", "max_norm": 0.01}, clipped),
+    "clip_gradients": Family({"trick": "clip_gradients", "limit": 0.01}, clipped),
     "ema": Family({"trick": "ema", "half_life": 0.5}, averaged, needs=("validation",)),
 }  # fmt: skip
 """The rest cannot act in a loop that makes its own passes: see `REFUSED`."""

@@ -10,6 +10,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 PLAIN = ("mnist", "imagenet", "nanogpt", "gan", "policy")
+FRAMEWORKS = ("accelerated", "fabric", "ignited", "skorched")
+"""Those whose loops are reached through `attach`; Lightning and transformers have adapters."""
 
 
 def marked(name: str) -> dict[str, int]:

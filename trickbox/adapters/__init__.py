@@ -1,8 +1,8 @@
 """Tricks in trainers that others wrote: `trickbox.adapters.lightning` and `trickbox.adapters.transformers`.
 
-Each needs its framework, so nothing imports one before it is asked for. accelerate, Fabric, Ignite and skorch need no
-adapter: their loops say what `trickbox.attach` wants. Here is what the adapters share: a run that is handed everything
-by its adapter, methods that are wrapped for a while, and a sample that leaves no trace.
+Each needs its framework, and none is imported before it is asked for. accelerate, Fabric, Ignite and skorch need no
+adapter: their loops have a place for every line of `trickbox.attach`. Here is what the adapters share: a run that is
+handed everything, methods that are wrapped for a while, a first batch and a dry step that leave no trace.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from attrs import define, field
@@ -33,7 +33,7 @@ from trickbox.streams import forked
 
 
 class Driven(Attached):
-    """A run in the loop of a trainer, whose adapter hands over every batch, pass, validation and epoch by itself."""
+    """A run in the loop of a trainer, whose adapter hands over every batch, pass, validation and epoch."""
 
     repeats = False
     """Whether a closure that the loop hands to its optimizer makes all passes of an update."""
@@ -42,17 +42,16 @@ class Driven(Attached):
     labels: tuple[str, ...] = ("labels",)
     """Where a batch that is a mapping has its targets."""
 
-    def __init__(self, model: nn.Module, tricks: Any, *, seed: int | None = None, forward: Forward = call) -> None:
+    def __init__(self, model: nn.Module, tricks: Any, *, seed: int | None, forward: Forward = call) -> None:
         check_model(model)
         check_untouched(model)
-        super().__init__(
-            model, tricks, seed=torch.initial_seed() if seed is None else seed, forward=forward, wrap=None
-        )
+        seed = torch.initial_seed() if seed is None else seed
+        super().__init__(model, tricks, seed=seed, forward=forward, wrap=None)
         for phase in PHASES:
             self._refuse_answers(phase)
 
     def loss_of(self, batch: Any, compute: Callable[[Any], Any], again: bool = False) -> Any:
-        """The loss that *compute* makes of a batch, through `batch` and `compute_loss`; *again*: of the same one."""
+        """The loss that *compute* makes of a batch, through `batch` and `compute_loss`; *again*: of the last one."""
         state = self.state
         if again:
             self._move(state.epoch, state.batch_index)
@@ -60,13 +59,14 @@ class Driven(Attached):
             self._next_batch()
             state.batch = self._given = split(batch, self.labels)
             if state.batch.size == 0 and (acting := self._box.acting("batch")):
-                raise ConfigError(f"{acting[0]} acts on batches of tensors, but got {type(batch).__name__}: {batch!r}")
+                raise ConfigError(f"{acting[0]} acts on batches of tensors, got {type(batch).__name__}: {batch!r}")
             self._fire("batch")
-        before = self._given
-        state.batch_loss = self.around(
-            "compute_loss",
-            lambda: compute(batch if state.batch is before else join(state.batch, before, batch, self.labels)),
-        )
+
+        def work() -> Any:
+            changed = state.batch is not self._given
+            return compute(join(state.batch, self._given, batch, self.labels) if changed else batch)
+
+        state.batch_loss = self.around("compute_loss", work)
         return state.batch_loss
 
     def backward(self, loss: Any, compute: Callable[[Any], Any]) -> None:
@@ -83,19 +83,19 @@ class Driven(Attached):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._closed:
-            self._closed = True
-            self._end(error)
-            waiting = self._box.acting("epoch_end")
-            if error is None and self.state.step and not self.state.history.rows and waiting:
-                raise ConfigError(f"{waiting[0]} acted nowhere: the training has ended before an epoch or a validation")
+        if self._closed:
+            return
+        self._closed = True
+        self._end(error)
+        waiting = self._box.acting("epoch_end")
+        if error is None and self.state.step and not self.state.history.rows and waiting:
+            raise ConfigError(f"{waiting[0]} acted nowhere: training ended before any epoch or validation did")
 
     def _check(self, validated: bool = False) -> None:
         self._check_trained()
 
     def _closure_first(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        changed = super()._closure_first(optimizer, args, kwargs)
-        again = self.state.again
+        changed, again = super()._closure_first(optimizer, args, kwargs), self.state.again
 
         def repeat() -> Any:
             self.repeating = True
@@ -108,6 +108,11 @@ class Driven(Attached):
         return changed
 
 
+def checked(tricks: Any) -> list[tuple[str, Any]]:
+    """The tricks of a list with their names in a run. What is wrong with the list shows here."""
+    return [(member.name, member.trick) for member in Box(tricks).members]
+
+
 def split(batch: Any, labels: tuple[str, ...] = ("labels",)) -> Batch:
     """What a loader gave, as inputs and targets: a pair, a mapping with *labels*, or inputs alone.
 
@@ -118,7 +123,7 @@ def split(batch: Any, labels: tuple[str, ...] = ("labels",)) -> Batch:
     if isinstance(batch, Mapping):
         found = [batch[name] for name in labels if name in batch]
         inputs, targets = dict(batch), found[0] if len(found) == 1 else tuple(found) or None
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+    elif _is_pair(batch):
         inputs, targets = batch
     first = next((tensor for tensor in tensors([inputs, targets]) if tensor.ndim), None)
     return Batch(inputs, targets, 0 if first is None else first.shape[0])
@@ -134,10 +139,15 @@ def join(batch: Batch, before: Batch, like: Any, labels: tuple[str, ...] = ("lab
         if batch.targets is before.targets:
             return dict(batch.inputs)
         present = [name for name in labels if name in like]
-        return {**batch.inputs, **dict(zip(present, [batch.targets] if len(present) == 1 else batch.targets))}
-    if isinstance(like, (tuple, list)) and len(like) == 2:
+        targets = [batch.targets] if len(present) == 1 else batch.targets
+        return {**batch.inputs, **dict(zip(present, targets, strict=True))}
+    if _is_pair(like):
         return type(like)(*batch) if hasattr(like, "_fields") else type(like)(batch)
     return batch.inputs
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, (tuple, list)) and len(batch) == 2
 
 
 @define(eq=False)
@@ -146,10 +156,13 @@ class Wraps:
 
     >>> class Greeter:
     ...     def greet(self, name): return f"hello {name}"
-    >>> greeter, wraps = Greeter(), Wraps()
-    >>> wraps.add(greeter, "greet", lambda original, name: original(name.upper()))
-    >>> greeter.greet("you"), wraps.put_back(), greeter.greet("you"), vars(greeter)
-    ('hello YOU', None, 'hello you', {})
+    >>> greeter = Greeter()
+    >>> with Wraps() as wraps:
+    ...     wraps.add(greeter, "greet", lambda original, name: original(name.upper()))
+    ...     greeter.greet("you")
+    'hello YOU'
+    >>> greeter.greet("you"), vars(greeter)
+    ('hello you', {})
     """
 
     _kept: list[tuple[Any, str, bool, Any]] = field(factory=list)
@@ -163,26 +176,35 @@ class Wraps:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             return around(original, *args, **kwargs)
 
-        # Frameworks look at the arguments of a method, through one decorator and not two.
+        # Frameworks look at the arguments of a method, through one decorator and no more.
         wrapped.__wrapped__ = getattr(original, "__wrapped__", original)
         setattr(owner, name, wrapped)
+
+    def silence(self, owner: Any, *names: str) -> None:
+        """Let methods of *owner* do nothing."""
+        for name in names:
+            self.add(owner, name, lambda *args, **kwargs: None)  # noqa: ARG005
 
     def put_back(self) -> None:
         """Give every object its own methods back."""
         while self._kept:
             owner, name, own, original = self._kept.pop()
-            setattr(owner, name, original) if own else delattr(owner, name)
+            if own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
 
+    def __enter__(self) -> Self:
+        return self
 
-def checked(tricks: Any) -> list[tuple[str, Any]]:
-    """The tricks of a list with their names in a run. What is wrong with the list shows here."""
-    return [(member.name, member.trick) for member in Box(tricks).members]
+    def __exit__(self, *_: object) -> None:
+        self.put_back()
 
 
 def first_batch(loader: Any) -> Any:
     """The first batch that *loader* would give; generators, workers and iterators stay as they are.
 
-    Of a mapping or list of loaders, one of each. Cost: one batch, loaded in this process.
+    Of a mapping or a list of loaders, one of each. Cost: one batch, loaded in this process.
     """
     if isinstance(loader, Mapping):
         return {name: first_batch(one) for name, one in loader.items()}
@@ -196,17 +218,17 @@ def first_batch(loader: Any) -> Any:
         return next(DataLoader.__iter__(alone))
 
 
-_OWN = frozenset(vars(nn.Module()))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Undo what a training step writes down on *module* and its parts: numbers, lists, states of metrics, buffers."""
-    with torch.no_grad():
-        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-        noted = [(part, _noted(part)) for part in module.modules()]
-        insides = [(value, copy.copy(value)) for _, found in noted for value in found.values() if _is_filled(value)]
-        values = [(t, t.clone()) for _, found in noted for t in found.values() if isinstance(t, Tensor)]
+    """Undo what a training step writes down on *module* and its parts: buffers, numbers, lists, states of metrics."""
+    noted = [(part, _noted(part)) for part in module.modules()]
+    values = [value for _, found in noted for value in found.values()]
+    containers = [(each, copy.copy(each)) for each in _containers(values)]
+    written = [*module.buffers(), *(value for value in values if isinstance(value, Tensor))]
+    copies = [tensor.detach().clone() for tensor in written]
     try:
         yield
     finally:
@@ -214,23 +236,26 @@ def unchanged(module: nn.Module) -> Iterator[None]:
             for name in _noted(part).keys() - found.keys():
                 delattr(part, name)
             vars(part).update(found)
-        for container, inside in insides:
+        for container, content in containers:
             container.clear()
-            container.extend(inside) if hasattr(container, "extend") else container.update(inside)
+            container.extend(content) if hasattr(container, "extend") else container.update(content)
         with torch.no_grad():
-            for tensor, value in (*buffers, *values):
+            for tensor, value in zip(written, copies, strict=True):
                 tensor.copy_(value)
 
 
 def _noted(module: nn.Module) -> dict[str, Any]:
-    """The attributes of *module* that are not those of every module."""
-    return {name: value for name, value in vars(module).items() if name not in _OWN}
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
-def _is_filled(value: Any) -> bool:
-    return type(value) in (list, dict, set, deque)
+def _containers(values: Iterable[Any]) -> Iterator[Any]:
+    """The plain containers among *values*, and those inside them."""
+    for value in values:
+        if type(value) in (list, dict, set, deque):
+            yield value
+            yield from _containers(value.values() if isinstance(value, dict) else value)
 
 
 def missing(framework: str) -> str:
     """What to say where a framework is not installed."""
-    return f"trickbox.adapters.{framework} needs {framework}, which is not installed: pip install 'trickbox[{framework}]'"
+    return f"trickbox.adapters.{framework} needs {framework}; write: pip install 'trickbox[{framework}]'"

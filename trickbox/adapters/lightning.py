@@ -38,9 +38,9 @@ class Tricks(_Callback):
     ``run.state.history``.
 
     Raises `ConfigError`, `DataError` or `NoEffectError` before training; at the end of the first epoch where a trick
-    watches a metric that nobody logs. Refused are layers built in ``configure_model``, sharded strategies,
-    ``dataloader_iter``, a fit that goes on from a checkpoint, and tricks on the loss in manual optimization. Cost: three
-    dry forwards at the beginning, and some microseconds a batch.
+    watches a metric that nobody logs. Refused are layers built in ``configure_model``, sharded strategies and spawned
+    processes, ``dataloader_iter``, a fit that goes on from a checkpoint, and tricks on the loss in manual optimization.
+    Cost: two dry forwards at the beginning, two more where a trick makes targets soft, and some microseconds a batch.
     """
 
     def __init__(self, tricks: Any, inputs: Any = None, seed: int | None = None, steps: int | None = None) -> None:
@@ -98,18 +98,18 @@ class Tricks(_Callback):
         run = Driven(module, self._tricks, seed=self._seed)
         if not module.automatic_optimization and (acting := run._box.acting("compute_loss")):
             raise ConfigError(f"{acting[0]} acts on the loss, which manual optimization keeps to itself")
-        length = self._length(trainer)
+        plan, length = self._plan(trainer, module), self._length(trainer, module)
         try:
-            run._open(**self._plan(trainer, module), **length)
+            run._open(**plan, **length)
         except ConfigError as error:
             if length["max_steps"] is None:
                 error.add_note("Lightning does not know how many updates there will be; write: Tricks(..., steps=)")
             raise
         self.run = run
-        self._wraps.add(module, "training_step", partial(self._train, trainer, module))
+        self._wraps.add(module, "training_step", partial(self._train, run, trainer, module))
         self._wraps.add(module, "backward", partial(_backward, run))
-        self._wraps.add(module, "on_train_epoch_end", partial(self._end_epoch, trainer))
-        self._wraps.add(trainer.fit_loop.epoch_loop.val_loop, "run", partial(self._validate, trainer))
+        self._wraps.add(module, "on_train_epoch_end", partial(self._end_epoch, run, trainer))
+        self._wraps.add(trainer.fit_loop.epoch_loop.val_loop, "run", partial(self._validate, run, trainer))
 
     def _plan(self, trainer: Any, module: Any) -> dict[str, Any]:
         """A sample and its tape: that of `forward` where the training step runs the same layers, else of the step."""
@@ -118,11 +118,10 @@ class Tricks(_Callback):
         batch = trainer.precision_plugin.convert_input(first_batch(trainer.train_dataloader))
         batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch, dataloader_idx=0))
         sample, step = split(batch), _Step(trainer, module, batch)
-        of_forward, of_step = (_planned(module, sample.inputs, forward) for forward in (call, step))
+        of_forward, of_step = _planned(module, sample.inputs, call), _planned(module, sample.inputs, step)
         if isinstance(of_step, Surgery):
-            loss = step.loss if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
             same = isinstance(of_forward, Surgery) and _layers(of_forward) == _layers(of_step)
-            return {"sample": sample, "surgery": of_forward if same else of_step, "loss": loss}
+            return {"sample": sample, "surgery": of_forward if same else of_step, "loss": step.loss}
         if isinstance(of_forward, Surgery):
             return {"sample": sample, "surgery": of_forward}
         raise DataError(
@@ -130,37 +129,37 @@ class Tricks(_Callback):
             f"one batch as forward takes it. training_step: {of_step}. forward: {of_forward}"
         ) from of_step
 
-    def _length(self, trainer: Any) -> dict[str, Any]:
+    def _length(self, trainer: Any, module: Any) -> dict[str, Any]:
         """The length of the fit in updates and epochs, as far as it is known."""
-        known = trainer.lightning_module.automatic_optimization and not any(
-            hasattr(callback, "going_to_accumulate_grad_batches") for callback in trainer.callbacks
-        )
-        total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        changing = any(hasattr(callback, "going_to_accumulate_grad_batches") for callback in trainer.callbacks)
+        known = module.automatic_optimization and not changing
+        steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        an_epoch = math.ceil(batches / trainer.accumulate_grad_batches) if known and batches < math.inf else None
         return {
-            "max_steps": self._steps or (int(total) if known and 0 < total < math.inf else None),
+            "max_steps": self._steps or (int(steps) if known and 0 < steps < math.inf else None),
             "max_epochs": trainer.max_epochs if trainer.max_epochs > 0 else None,
-            "batches_per_epoch": (
-                math.ceil(batches / trainer.accumulate_grad_batches) if known and batches < math.inf else None
-            ),
+            "batches_per_epoch": an_epoch,
         }
 
     # -- the seams -----------------------------------------------------------------------------------------------------
 
-    def _train(self, trainer: Any, module: Any, original: Callable[..., Any], batch: Any, *args: Any) -> Any:
-        run, outputs = self._running, None
-        run.repeats = module.automatic_optimization and trainer.accumulate_grad_batches == 1
+    def _train(
+        self, run: Driven, trainer: Any, module: Any, original: Callable[..., Any], batch: Any, *args: Any
+    ) -> Any:
+        outputs: Any = None
 
         def compute(batch: Any) -> Any:
             nonlocal outputs
             outputs = original(batch, *args)
             return outputs["loss"] if isinstance(outputs, Mapping) else outputs
 
+        run.repeats = module.automatic_optimization and trainer.accumulate_grad_batches == 1
         again, self._index = trainer.fit_loop.total_batch_idx == self._index, trainer.fit_loop.total_batch_idx
         with _quiet(trainer, module) if run.repeating else nullcontext():
             loss = run.loss_of(batch, compute, again)
         return {**outputs, "loss": loss} if isinstance(outputs, Mapping) else loss
 
-    def _validate(self, trainer: Any, original: Callable[[], Any]) -> Any:
+    def _validate(self, run: Driven, trainer: Any, original: Callable[[], Any]) -> Any:
         if trainer.sanity_checking:
             return original()
         outputs = None
@@ -170,25 +169,20 @@ class Tricks(_Callback):
             outputs = original()
             return _metrics(trainer)
 
-        self._measured = self._running.validation(compute)
+        self._measured = run.validation(compute)
         if not _once_an_epoch(trainer):
-            self._tell(trainer)
+            self._tell(run, trainer)
         return outputs
 
-    def _end_epoch(self, trainer: Any, original: Callable[[], Any]) -> None:
+    def _end_epoch(self, run: Driven, trainer: Any, original: Callable[[], Any]) -> None:
         original()
         if _once_an_epoch(trainer):
-            self._tell(trainer)
+            self._tell(run, trainer)
 
-    def _tell(self, trainer: Any) -> None:
+    def _tell(self, run: Driven, trainer: Any) -> None:
         metrics, self._measured = _metrics(trainer) | self._measured, {}
-        if self._running.epoch_end(**metrics):
+        if run.epoch_end(**metrics):
             trainer.should_stop = True
-
-    @property
-    def _running(self) -> Driven:
-        assert self.run is not None
-        return self.run
 
 
 class _Step:
@@ -204,9 +198,10 @@ class _Step:
         return self._run(self._batch)
 
     def loss(self, outputs: Any, targets: Any) -> Any:
-        """What the step makes of other targets; its outputs are always those of its batch."""
+        """What the step makes of the pair with other targets; its outputs are always those of its batch."""
+        inputs, _ = self._batch
         with evaluating(self._module):
-            found = self._run(type(self._batch)([self._batch[0], targets]))
+            found = self._run(type(self._batch)([inputs, targets]))
         return found["loss"] if isinstance(found, Mapping) else found
 
     def _run(self, batch: Any) -> Any:
@@ -218,17 +213,15 @@ class _Step:
 @contextmanager
 def _quiet(trainer: Any, module: Any) -> Iterator[None]:
     """Let a training step log nothing and leave no trace on the module."""
-    wraps, loggers = Wraps(), trainer.loggers
-    for name in ("log", "log_dict", "print"):
-        wraps.add(module, name, lambda original, *args, **kwargs: None)
-    dummy = importlib.import_module(f"{_packages[0]}.loggers.logger").DummyLogger
+    loggers, dummy = trainer.loggers, importlib.import_module(f"{_packages[0]}.loggers.logger").DummyLogger
     trainer.loggers = [dummy() for _ in loggers]
     try:
-        with unchanged(module):
-            yield
+        with Wraps() as wraps:
+            wraps.silence(module, "log", "log_dict", "print")
+            with unchanged(module):
+                yield
     finally:
         trainer.loggers = loggers
-        wraps.put_back()
 
 
 def _planned(module: Any, inputs: Any, forward: Any) -> Surgery | Exception:
@@ -266,5 +259,7 @@ def _refuse(trainer: Any, module: Any) -> None:
         raise ConfigError("the module builds layers in configure_model, after tricks; build them in __init__ or setup")
     if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
         raise ConfigError(f"{strategy} shards the model before tricks can edit it; use strategy='ddp', or trickbox.fit")
+    if any(kind.__name__ == "_MultiProcessingLauncher" for kind in type(trainer.strategy.launcher).__mro__):
+        raise ConfigError("models of spawned or forked processes do not come back with tricks; use strategy='ddp'")
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise ConfigError("training_step takes dataloader_iter, so tricks see no batch; let it take batch, batch_idx")

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from numbers import Real
 from typing import Any
 
 from trickbox.adapters import Driven, Wraps, checked, first_batch, missing, split
@@ -29,11 +28,11 @@ class TricksMixin:
     which ``lr_scheduler_type="constant"`` leaves out. What tricks draw comes from ``args.seed``. `run` is the run of
     the last ``train``, with its ``run.state.history``.
 
-    Raises `ConfigError`, `DataError` or `NoEffectError` before training, and for a metric that is watched and not there
-    after the first evaluation. Refused are ``model_init`` and ``auto_find_batch_size``, which make the model or the loop
-    anew, ``resume_from_checkpoint``, several GPUs in one process, FSDP and DeepSpeed, and ``load_best_model_at_end``
-    together with a trick that gives the model its last weights. Cost: one dry forward at the beginning, and some
-    microseconds a batch.
+    Raises `ConfigError`, `DataError` or `NoEffectError` before training, and for a watched metric that is not there,
+    after the first evaluation. Refused are ``model_init`` and ``auto_find_batch_size``, which make the model or the
+    loop anew, ``resume_from_checkpoint``, several GPUs in one process, FSDP and DeepSpeed, and
+    ``load_best_model_at_end`` together with a trick that gives the model its last weights. Cost: one dry forward at the
+    beginning, and some microseconds a batch.
     """
 
     def __init__(self, *args: Any, tricks: Any = (), **kwargs: Any) -> None:
@@ -87,12 +86,9 @@ class _Seams:
         self.wraps.add(trainer.callback_handler, "on_epoch_end", self._end_epoch)
 
     def _forward(self, model: Any, inputs: Any) -> Any:
-        quiet = Wraps()
-        quiet.add(self.trainer, "log", lambda original, *args, **kwargs: None)
-        try:
+        with Wraps() as wraps:
+            wraps.silence(self.trainer, "log")
             return self.trainer.compute_loss(model, dict(inputs), return_outputs=True)[1]
-        finally:
-            quiet.put_back()
 
     def _watch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         original(*args, **kwargs)
@@ -101,8 +97,8 @@ class _Seams:
         self.run.watch(optimizer)
         if own and not self.trainer._created_lr_scheduler and len(optimizer.param_groups) != groups:
             raise ConfigError(
-                "a trick gives some parameters a rate of their own, in a new group, which the scheduler that was passed "
-                "does not know; leave the scheduler to the Trainer"
+                "a trick gives some parameters a rate of their own, in a new group, which the scheduler that was "
+                "passed does not know; leave the scheduler to the Trainer"
             )
         return optimizer
 
@@ -127,14 +123,11 @@ class _Seams:
         self.run.backward(loss, partial(original, **kwargs))
 
     def _evaluate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        inner = Wraps()
-        inner.add(self.trainer, "evaluate", lambda _, *args, **kwargs: original(*args, **kwargs))
-        try:  # of several data sets, each is an evaluation inside this one
+        with Wraps() as wraps:  # of several data sets, each is an evaluation inside this one
+            wraps.add(self.trainer, "evaluate", lambda _, *args, **kwargs: original(*args, **kwargs))
             metrics = self.run.validation(lambda: original(*args, **kwargs))
-        finally:
-            inner.put_back()
         if self.evaluates and self.run.state.step:
-            self._tell({k: v for k, v in metrics.items() if k.startswith("eval_") and isinstance(v, Real)})
+            self._tell({k: v for k, v in metrics.items() if k.startswith("eval_") and isinstance(v, (int, float))})
         return metrics
 
     def _end_epoch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
