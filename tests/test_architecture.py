@@ -15,7 +15,7 @@ ORDER = """
     errors streams nest monitor ranks history
     surgery.recompute surgery.draws surgery.attach surgery.tape surgery.sites surgery.edits surgery
     state hooks trick data metrics targets optimization catalog box checks run phases session loops engine
-    adapters adapters.lightning
+    adapters adapters.lightning adapters.transformers
     tasks study tasks.waveforms tasks.source tasks.lesson testing cli
 """.split()  # noqa: SIM905
 """Modules and packages of the core; each imports only what stands to its left, or its own package."""

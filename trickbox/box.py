@@ -17,6 +17,8 @@ from trickbox.state import State
 from trickbox.surgery import seal
 from trickbox.trick import fresh, hooks_of, is_off, is_trick, name_of, names, to_config
 
+UPDATES = "updates"
+"""Where a note says how many batches share an update."""
 CORE = "core"
 """The name under which the run itself answers the phases, last of all."""
 
@@ -82,8 +84,11 @@ class Box:
             if "init" not in hooks_of(member.trick):
                 continue
             state.surgery.acting = member.name
+            shared = state.batches_per_update
             with state.streams.forked("init", member.name):
                 member.trick.init(state)
+            if state.batches_per_update != shared:
+                state.surgery.note(UPDATES, f"one for {state.batches_per_update} batches")
             acted = any(note.trick == member.name and not note.skipped for note in state.surgery.notes)
             if hooks_of(member.trick) == ["init"] and not acted and not is_off(member.trick):
                 state.surgery.require([], "a place to act")

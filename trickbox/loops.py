@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from trickbox import ranks
+from trickbox.box import UPDATES
 from trickbox.checks import check_model, check_untouched
 from trickbox.errors import ConfigError
 from trickbox.metrics import MODES, Forward
 from trickbox.nest import call, tensors
 from trickbox.optimization import keep_groups, repair
-from trickbox.run import Run, Wrap
+from trickbox.run import Run, Wrap, closure_of
 from trickbox.state import Batch, Loss
 from trickbox.surgery import edits_of, undo
 from trickbox.trick import hooks_of
@@ -36,7 +37,11 @@ class Attached(Run):
         self._hands_batches = False
         self._epoch_began = 0
         self._steps_per_epoch: int | None = None
-        self._checked = self._closed = False
+        self._checked = self._closed = self._failed = False
+        self._measured: dict[str, float] = {}
+        self._inside = False
+        self._of_closure: Any = None
+        """The inputs that a closure has handed over inside the step that is being taken."""
 
     def watch(self, *optimizers: Any) -> Any:
         """Follow the steps of *optimizers*; returns what it was given, one or a tuple.
@@ -77,15 +82,23 @@ class Attached(Run):
         first = next((t for t in tensors([inputs, targets]) if t.ndim), None)
         if first is None:
             raise ConfigError(f"batch: the batch must hold tensors, got {inputs!r}")
+        if inputs is self._of_closure is not None:
+            self._move(state.epoch, state.batch_index)  # once more, for an optimizer that asks its closure again
+            return state.batch.inputs if together else tuple(state.batch)
+        self._of_closure = inputs if self._inside else None
         self._next_batch()
         state.batch = Batch(inputs, inputs.get("labels") if together else targets, first.shape[0])
         self._fire("batch")
         return state.batch.inputs if together else tuple(state.batch)
 
-    def evaluating(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
         """A context for the loop's own validation, for tricks that change weights for its duration."""
         self.state.evaluated = None
-        return self.phase("validate")
+        with self._opened("validate") as result:
+            result[0] = {}
+            yield
+        self._measured = result[0]
 
     def epoch_end(self, **metrics: Any) -> bool:
         """End an epoch, or whatever lies between two validations; True when a trick says stop.
@@ -96,10 +109,11 @@ class Attached(Run):
         state = self.state
         self._check(validated=any(name.startswith(("val_", "eval_")) for name in metrics))
         values = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in metrics.items()}
-        state.metrics = ranks.means({name: float(value) for name, value in values.items()})
+        state.metrics = ranks.means({name: float(value) for name, value in (self._measured | values).items()})
         state.metric_modes = {name: direction(name) for name in state.metrics}
         self._fire("epoch_end")
         self._write_row()
+        state.evaluated, self._measured = None, {}
         self._phases.discard("validate")
         self._epoch_began = state.step
         self._hands_batches = False
@@ -124,8 +138,8 @@ class Attached(Run):
                 raise ConfigError(f"{waiting[0]} acted nowhere: no epoch has ended; write: run.epoch_end(val_loss=...)")
 
     def __del__(self) -> None:
-        ended = hasattr(self, "_state") and len(self._state.history) > 0
-        if ended and not self._closed and self._box.acting("fit_end"):
+        trained = hasattr(self, "_state") and self._state.step > 0
+        if trained and not self._closed and not self._failed and self._box.acting("fit_end"):
             message = "an attached run was never closed, so its tricks gave nothing back; call run.close()"
             warnings.warn(message, stacklevel=2)
 
@@ -136,9 +150,8 @@ class Attached(Run):
         self._move(0, 0)
         if self.state.batches_per_update > 1:
             undo(self._model)
-            raise ConfigError(
-                "a trick accumulates gradients, but your loop steps the optimizer itself; accumulate there"
-            )
+            name = next(note.trick for note in self.state.surgery.notes if note.where == UPDATES)
+            raise ConfigError(f"{name} accumulates gradients, but your loop steps the optimizer itself; do it there")
         self._closed = False
 
     def _next_batch(self) -> None:
@@ -150,7 +163,8 @@ class Attached(Run):
     # -- what the loop owes --------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if not self._checked:
+        self._inside = True
+        if not self._checked and closure_of(args, kwargs) is None:
             self._check()
             self._checked = True
         made, length = self._steps[optimizer] - self._epoch_began, self._steps_per_epoch
@@ -164,11 +178,23 @@ class Attached(Run):
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         super()._after_step(optimizer, args, kwargs)
+        self._inside, self._of_closure = False, None
+        if not self._checked:  # with a closure, only now the batch has been handed over
+            self._check()
+            self._checked = True
         if not self._hands_batches:
             self._move(self._state.epoch, self._state.batch_index + 1)
 
     def _check(self, validated: bool = False) -> None:
         """Raise `ConfigError` for what a trick needs and the loop has not handed over, with the line to write."""
+        try:
+            self._check_lines(validated)
+            self._check_trained()
+        except ConfigError:
+            self._failed = True
+            raise
+
+    def _check_lines(self, validated: bool) -> None:
         lines = {
             "batch": "x, y = run.batch(x, y)",
             "compute_loss": "with run.phase('compute_loss'): around the forward and the loss",
@@ -180,7 +206,6 @@ class Attached(Run):
             handed = self._hands_batches if hook == "batch" else hook in self._phases
             if not handed and (acting := self._box.acting(hook)):
                 raise ConfigError(f"{acting[0]} acts in {hook!r}, which your loop does by itself; write: {line}")
-        self._check_trained()
 
     def _check_trained(self) -> None:
         """Raise `ConfigError` for a parameter that a trick added and no optimizer trains."""

@@ -82,10 +82,16 @@ class Run:
     def phase(self, name: str) -> Iterator[None]:
         """Let the tricks that wrap a phase act around the block, which does the work of that phase itself.
 
-        Raises `ConfigError` for a trick that would do the work in the place of the block.
+        Raises `ConfigError` for a trick that would do the work in the place of the block, or that changes its result,
+        which a block does not hand over: then write ``loss = run.around("compute_loss", lambda: ...)``.
         """
-        with self._opened(name):
+        with self._opened(name) as result:
             yield
+        if result[0] is not True:
+            raise ConfigError(
+                f"a trick changes the result of {name!r}, which a block does not hand over; write the work as a "
+                f"function: result = run.around({name!r}, work)"
+            )
 
     def around(self, name: str, work: Callable[[], Any]) -> Any:
         """Do *work*, that of a phase, with the tricks that wrap the phase around it; its result, as they leave it.
@@ -286,7 +292,7 @@ class Run:
 
     def _closure_first(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Run the closure of a step now, since tricks act on the gradients that it makes; the step gets its loss."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        closure = closure_of(args, kwargs)
         if closure is None or evaluates_closure(optimizer):
             return None
         state = self._state
@@ -324,6 +330,11 @@ def _is_running(frame: FrameType | None) -> bool:
     while running is not None and running is not frame:
         running = running.f_back
     return running is frame is not None
+
+
+def closure_of(args: Any, kwargs: Any) -> Any:
+    """The closure that a step of an optimizer was called with, or None."""
+    return kwargs.get("closure", args[1] if len(args) > 1 else None)
 
 
 def evaluates_closure(optimizer: torch.optim.Optimizer) -> bool:

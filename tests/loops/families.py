@@ -118,7 +118,7 @@ FAMILIES: dict[str, Family] = {
 """The rest cannot act in a loop that makes its own passes: see `REFUSED`."""
 
 REFUSED = {
-    "accumulate": "your loop steps the optimizer itself; accumulate there",
+    "accumulate": "accumulate accumulates gradients, but your loop steps the optimizer itself; do it there",
     "sam": "a second pass over the batch is asked for, but this loop makes its passes itself",
     "mixed_precision": "write: with run.phase('compute_loss')",
 }

@@ -35,8 +35,17 @@ def test_every_family_acts_in_every_loop(name, family):
     found.acted(variant(name, found.needs)([found.made]), original(name))
 
 
-@pytest.mark.parametrize("trick", REFUSED)
-@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_loop_that_hands_a_closure_to_its_optimizer_carries_sam():
+    trace = variant("skorched", ("batches",))([tb.get("sam")(rho=0.05), "mixup"])
+    first, again = trace.losses[:2]  # both passes over the first batch, the second from higher up
+    assert again > first
+    assert len(trace.losses) == 2 * len(original("skorched").losses)
+
+
+CELLS = [(name, trick) for name in FRAMEWORKS for trick in REFUSED if (name, trick) != ("skorched", "sam")]
+
+
+@pytest.mark.parametrize(("name", "trick"), CELLS)
 def test_what_a_loop_cannot_carry_is_refused_with_the_reason(name, trick):
     with pytest.raises(tb.ConfigError, match=REFUSED[trick].replace("(", r"\(").replace(")", r"\)")):
         variant(name, ("batches", "validation"))([trick])

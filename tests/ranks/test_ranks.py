@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from loops.families import FAMILIES, REFUSED
+from loops.variants import marked
 from torch import nn
 
 import trickbox as tb
@@ -18,6 +21,8 @@ from trickbox import ranks
 from trickbox.testing import tiny_data, tiny_model
 
 pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     worker = Path(__file__).with_name("worker.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533", worker, folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -61,6 +66,14 @@ def test_a_plain_loop_decides_on_the_means_of_all_ranks(found):
     assert found[0]["attached"]["val_loss"] == pytest.approx([sum(pair) / 2 for pair in zip(*own, strict=True)])
     assert found[0]["attached"]["epochs"] == 2
     assert found[0]["attached"]["lr"] == [0.1, 0.1]
+
+
+def test_every_family_acts_in_a_plain_loop_under_ddp(found):
+    cells = [rank["cells"] for rank in found]
+    assert cells[0].keys() == cells[1].keys() == {"original", "without tricks", *FAMILIES, *REFUSED}
+    assert cells[0] == cells[1]
+    assert cells[0]["original"] == cells[0]["without tricks"]
+    assert marked("distributed") == {"": 4, "batches": 1, "validation": 1}
 
 
 def test_shards_train_what_tricks_added(found):
@@ -100,6 +113,19 @@ def test_a_launcher_without_a_process_group_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(tb.ConfigError, match=r"2 processes were launched.*init_process_group"):
         alone()
+
+
+def test_the_page_about_many_processes_does_what_it_shows(tmp_path):
+    page = (TESTS.parent / "docs" / "how-to" / "many-processes.md").read_text()
+    (tmp_path / "train.py").write_text(re.search(r"```python\n# train\.py\n(.*?)```", page, re.DOTALL)[1])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29534", "train.py"]
+    done = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, timeout=180, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank")) == [
+        "rank 0: [4, 8]",
+        "rank 1: [4, 8]",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
 
 
 def test_alone_there_is_one_rank():

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from loops.families import FAMILIES, REFUSED
+from loops.variants import variant
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -96,6 +98,25 @@ def masks():
     return {"mask": seen[0].flatten().tolist(), "targets": targets.flatten().tolist()}
 
 
+def cells():
+    """A plain loop under DDP with every family: what acted, what was refused, and the weights it ended in."""
+    original = variant("distributed", None)(None)
+    found = {"original": flat(original.model).tolist()}
+    found["without tricks"] = flat(variant("distributed", ("batches", "validation"))([]).model).tolist()
+    for name, family in FAMILIES.items():
+        trace = variant("distributed", family.needs)([family.made])
+        weights = flat(trace.model).tolist()
+        family.acted(trace, original)
+        found[name] = weights
+    for name, reason in REFUSED.items():
+        try:
+            variant("distributed", ("batches", "validation"))([name])
+        except tb.ConfigError as error:
+            assert reason in str(error), (name, str(error))
+            found[name] = "refused"
+    return found
+
+
 def main():
     dist.init_process_group("gloo")
     found = {}
@@ -114,6 +135,7 @@ def main():
     found["attached"] = attached()
     found["masks"] = masks()
     found["order"] = [float(batch.inputs.sum()) for batch in _order()]
+    found["cells"] = cells()
     refusals(found)
     (Path(sys.argv[1]) / f"{ranks.rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
