@@ -6,6 +6,9 @@ import hypothesis
 import pytest
 import torch
 
+# They cannot be imported without their frameworks, nor quickly with them; tests/adapters imports them.
+collect_ignore = ["trickbox/adapters/lightning.py", "trickbox/adapters/transformers.py"]
+
 # The same examples in every run, so that a failure is never chance. New ones: pytest --hypothesis-profile=default
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")

@@ -9,8 +9,8 @@ from trickbox.errors import ConfigError, DataError, NoEffectError, SurgeryError,
 from trickbox.hooks import hookimpl
 from trickbox.monitor import is_better, resolve_monitor, worst
 from trickbox.nest import map_tensors, tensors
-from trickbox.run import check_gradients
 from trickbox.state import Batch, Options, State
+from trickbox.steps import check_gradients
 from trickbox.streams import derive, forked
 from trickbox.surgery import (
     CONVOLUTIONS,

@@ -23,8 +23,9 @@ from trickbox.errors import ConfigError
 from trickbox.metrics import MODES, Forward
 from trickbox.nest import call, tensors
 from trickbox.optimization import keep_groups, repair
-from trickbox.run import Run, Wrap, closure_of
+from trickbox.run import Run, Wrap
 from trickbox.state import Batch, Loss
+from trickbox.steps import closure_of
 from trickbox.surgery import edits_of, undo
 from trickbox.trick import hooks_of
 
@@ -50,7 +51,7 @@ class Attached(Run):
         `attach` are repaired: what tricks added joins the group of its layer, or the first group of the first one.
         Raises `ConfigError` where a trick scales what an optimizer does not have. Cost: some microseconds a step.
         """
-        if self._steps:
+        if self._steps.made:
             raise ConfigError("watch was called before; hand over all optimizers of this model in one call")
         inner = [_innermost(optimizer) for optimizer in optimizers]
         put_back = [keep_groups(optimizer) for optimizer in inner]
@@ -60,13 +61,12 @@ class Attached(Run):
                 if all(name in others for others in left):
                     inner[0].param_groups[0]["params"].append(parameter)
             for optimizer in inner:
-                self._follow(optimizer)
+                self._steps.follow(optimizer)
             self.state.optimizer = inner[0]
             self._fire("fit_start")
             self._fire("epoch_start")
         except BaseException:
             self._unfollow()
-            self._steps.clear()
             for back in put_back:
                 back()
             raise
@@ -167,7 +167,7 @@ class Attached(Run):
         if not self._checked and closure_of(args, kwargs) is None:
             self._check()
             self._checked = True
-        made, length = self._steps[optimizer] - self._epoch_began, self._steps_per_epoch
+        made, length = self._steps.made[optimizer] - self._epoch_began, self._steps_per_epoch
         if length is not None and made > length and self._box.acting("epoch_end"):
             name = self._box.acting("epoch_end")[0]
             raise ConfigError(
@@ -176,8 +176,8 @@ class Attached(Run):
             )
         return super()._before_step(optimizer, args, kwargs)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        super()._after_step(optimizer, args, kwargs)
+    def _after_step(self, made: bool) -> None:
+        super()._after_step(made)
         self._inside, self._of_closure = False, None
         if not self._checked:  # with a closure, only now the batch has been handed over
             self._check()
@@ -209,9 +209,9 @@ class Attached(Run):
 
     def _check_trained(self) -> None:
         """Raise `ConfigError` for a parameter that a trick added and no optimizer trains."""
-        if not self._steps:
+        if not self._steps.made:
             raise ConfigError("no optimizer is known to the run; write: optimizer = run.watch(optimizer)")
-        held = {id(p) for optimizer in self._steps for group in optimizer.param_groups for p in group["params"]}
+        held = {id(p) for optimizer in self._steps.made for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self._model.named_parameters():
             if id(parameter) not in held and ".trickbox." in f".{name}" and parameter.requires_grad:
                 raise ConfigError(

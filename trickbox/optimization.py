@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from attrs import define, field
-from torch import Tensor, nn
+from torch import nn
 
 from trickbox.errors import ConfigError, near
 from trickbox.state import Options, State
+from trickbox.steps import check_scales
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 
@@ -48,7 +47,7 @@ def build_optimizer(
     optimizer = given(_groups(given, parameters, state.parameter_options))
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer: the function must give a torch.optim.Optimizer, got {optimizer!r}")
-    _check_scales(optimizer, state)
+    check_scales(optimizer, state)
     return optimizer
 
 
@@ -72,74 +71,6 @@ def canonical(model: nn.Module) -> dict[str, nn.Parameter]:
     named = list(model.named_parameters())
     own = [(name, p) for name, p in named if not _is_added(name)]
     return dict([*own, *sorted((pair for pair in named if _is_added(pair[0])), key=lambda pair: pair[0])])
-
-
-@define(eq=False)
-class Scaling:
-    """Around one step of an optimizer: every group gets its own values times all factors, then its own back."""
-
-    own: list[tuple[dict[str, Any], str, Any]] = field(factory=list)
-
-    def write(self, optimizer: torch.optim.Optimizer, state: State) -> None:
-        """Write what each group says now times the product of all factors, also into groups that came late."""
-        self.put_back()  # a step that raised never came to its end
-        for name, factors in state.scales.items():
-            # Sorted, because a product of floats depends on its order and the order of tricks must not matter.
-            product = math.prod(sorted(factor(state) for factor in factors))
-            written: set[int] = set()
-            for group in optimizer.param_groups:
-                self.own.append((group, name, _own(group, name)))
-                if id(group.get(name)) not in written:  # one tensor may be the rate of several groups
-                    _write(group, name, product)
-                if isinstance(group.get(name), Tensor):
-                    written.add(id(group[name]))
-
-    def put_back(self) -> None:
-        """Give every group its own values back."""
-        for group, name, value in reversed(self.own):
-            _restore(group, name, value)
-        self.own.clear()
-
-
-def _check_scales(optimizer: torch.optim.Optimizer, state: State) -> None:
-    for name in state.scales:
-        for group in optimizer.param_groups:
-            _own(group, name)
-
-
-def rate(group: dict[str, Any]) -> float:
-    """The learning rate of a parameter group."""
-    return float(group["lr"])
-
-
-def _own(group: dict[str, Any], name: str) -> Any:
-    """What a group says now, a copy where it is a tensor. Raises `ConfigError` for what the optimizer does not have."""
-    if name == "momentum" and "betas" in group:
-        return group["betas"]
-    if name not in group:
-        raise ConfigError(
-            f"a trick scales {name}, which this optimizer does not have; its options are {', '.join(group)}"
-        )
-    return group[name].clone() if isinstance(group[name], Tensor) else group[name]
-
-
-def _write(group: dict[str, Any], name: str, factor: float) -> None:
-    if name == "momentum" and "betas" in group:
-        first, *others = group["betas"]
-        group["betas"] = (first * factor, *others)
-    elif isinstance(group[name], Tensor):
-        group[name].mul_(factor)
-    else:
-        group[name] = group[name] * factor
-
-
-def _restore(group: dict[str, Any], name: str, value: Any) -> None:
-    if name == "momentum" and "betas" in group:
-        group["betas"] = value
-    elif isinstance(group[name], Tensor):
-        group[name].copy_(value)
-    else:
-        group[name] = value
 
 
 def _is_added(name: str) -> bool:
@@ -169,7 +100,7 @@ def repair(optimizer: torch.optim.Optimizer, state: State, before: set[int]) -> 
     tricks added to layers that this optimizer does not train.
     Raises `ConfigError` where a trick scales what the optimizer does not have.
     """
-    _check_scales(optimizer, state)
+    check_scales(optimizer, state)
     held = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     parameters = canonical(state.model)
     present = {id(parameter) for parameter in parameters.values()}

@@ -12,8 +12,8 @@ from trickbox.checks import is_sharded
 from trickbox.data import Source
 from trickbox.hooks import hookimpl
 from trickbox.metrics import Forward, Meter, measure
-from trickbox.run import evaluates_closure
 from trickbox.state import State
+from trickbox.steps import evaluates_closure
 
 
 class Core:

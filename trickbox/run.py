@@ -6,15 +6,12 @@ what `attach` gives is a run in a loop that somebody else drives.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from trickbox import ranks
 from trickbox.box import Box, Opened
@@ -22,15 +19,15 @@ from trickbox.checks import plan_surgery
 from trickbox.errors import ConfigError
 from trickbox.hooks import HOOKS, PHASES
 from trickbox.metrics import Forward
-from trickbox.optimization import Scaling, put_groups_together
+from trickbox.optimization import put_groups_together
 from trickbox.state import Batch, State
+from trickbox.steps import Steps, closure_of, evaluates_closure
 from trickbox.streams import Streams
 from trickbox.surgery import clock_of, edits_of, forget_trained, has_draws, undo, undo_since
 
 Wrap = Callable[[nn.Module], Any]
 """What is put around the model after surgery: ``torch.compile``, DistributedDataParallel, ``fully_shard``."""
 
-_STEP_FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
 _TIME = 28
 """Bits of the clock that count the batches of an epoch; those above count the epochs."""
 
@@ -53,16 +50,10 @@ class Run:
         self._seed = seed
         self._forward = forward
         self._wrap = wrap
-        self._scaling = Scaling()
-        self._steps: dict[torch.optim.Optimizer, int] = {}
-        self._handles: list[RemovableHandle] = []
-        self._depth = 0
-        self._stepping: FrameType | None = None
         self._update = Opened()
         self._updating = False
         self._phases: set[str] = set()
         """The phases that the loop has opened for the tricks."""
-        self._lr: Any = None
         self._passes: Callable[[], Any] | None = None
         """How the run makes the passes of an update once more, where it makes them at all."""
 
@@ -151,15 +142,14 @@ class Run:
             self._take_back(edits)
             raise
         self._before = before
+        self._steps = Steps(self._state, self._before_step, self._after_step)
         self._draws = has_draws(self._model)
         self._calls = {hook: self._box.compiled(hook) for hook in HOOKS}
 
     def _unfollow(self) -> None:
         """Leave the optimizers alone again."""
-        for handle in self._handles:
-            handle.remove()
-        self._scaling.put_back()
-        if hasattr(self, "_state"):
+        if hasattr(self, "_steps"):
+            self._steps.release()
             put_groups_together(self._state)
 
     def _take_back(self, edits: int) -> None:
@@ -199,7 +189,7 @@ class Run:
     def _write_row(self) -> None:
         """Write down the epoch that has ended; the learning rate is that of its last update."""
         state = self._state
-        lr = {} if self._lr is None else {"lr": float(self._lr)}
+        lr = {} if self._steps.lr is None else {"lr": float(self._steps.lr)}
         state.history.rows.append({"epoch": state.epoch, "step": state.step, **state.metrics, **lr})
 
     def _fire(self, moment: str) -> None:
@@ -223,52 +213,10 @@ class Run:
 
     # -- the optimizer's own steps -------------------------------------------------------------------------------------
 
-    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Scale around every step of *optimizer*, count it, and act around it where the loop takes it by itself."""
-        self._steps[optimizer] = 0
-        enter, leave = self._before_step, self._after_step
-        if sum("step" in vars(kind) for kind in type(optimizer).__mro__) > 2:
-            enter, leave = self._enter_step, self._leave_step
-        # A step that is compiled must not take the hooks into its graph, where the numbers would freeze.
-        self._handles.append(optimizer.register_step_pre_hook(torch.compiler.disable(enter)))  # type: ignore[no-untyped-call]
-        self._handles.append(optimizer.register_step_post_hook(torch.compiler.disable(leave)))  # type: ignore[no-untyped-call]
-
-    def _enter_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        """`_before_step` where a class calls the step of its base class: torch then fires the hooks of both."""
-        self._depth = self._depth + 1 if self._depth and _is_running(self._stepping) else 1
-        if self._depth > 1:
-            return None
-        self._stepping = _frame_of_step()
-        return self._before_step(optimizer, args, kwargs)
-
-    def _leave_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._stepping = None
-            self._after_step(optimizer, args, kwargs)
-
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        state = self._state
-        state.optimizer, state.step = optimizer, self._steps[optimizer]
-        changed = None if self._updating else self._step_taken(optimizer, args, kwargs)
-        if state.scales:
-            self._scaling.write(optimizer, state)
-        lr = optimizer.param_groups[0]["lr"]
-        self._lr = lr.clone() if isinstance(lr, torch.Tensor) else lr
-        return changed
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._scaling.put_back()
-        # Under a GradScaler a fused optimizer is stepped always, and skips by itself.
-        skipped = getattr(optimizer, "found_inf", None)
-        made = skipped is None or not bool(skipped)
-        self._steps[optimizer] += made
-        self._state.step = self._steps[optimizer]
-        if not self._updating:
-            self._step_made(made)
-
-    def _step_taken(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Begin the phase `update` around a step that the loop takes by itself."""
+        if self._updating:
+            return None
         try:
             self._refuse_answers("update")
             wrappers = [function for _, function in self._box.wrappers("update")]
@@ -280,8 +228,10 @@ class Run:
             raise
         return changed
 
-    def _step_made(self, made: bool) -> None:
+    def _after_step(self, made: bool) -> None:
         """End the phase `update` around a step that the loop has taken by itself."""
+        if self._updating:
+            return
         try:
             self._update.leave(made)
         except Exception as error:
@@ -314,38 +264,3 @@ class Run:
                 raise ConfigError(
                     f"{name} does the work of {phase!r} itself, but your loop does it already; use Session or fit"
                 )
-
-
-def _frame_of_step() -> FrameType | None:
-    """The call of torch's own that fires the hooks of a step."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != _STEP_FILE:
-        frame = frame.f_back
-    return frame
-
-
-def _is_running(frame: FrameType | None) -> bool:
-    """Whether *frame* is among those that have called this function, and not the rest of a step that raised."""
-    running: FrameType | None = sys._getframe(1)
-    while running is not None and running is not frame:
-        running = running.f_back
-    return running is frame is not None
-
-
-def closure_of(args: Any, kwargs: Any) -> Any:
-    """The closure that a step of an optimizer was called with, or None."""
-    return kwargs.get("closure", args[1] if len(args) > 1 else None)
-
-
-def evaluates_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether *optimizer* computes its gradients by itself, as often as it likes, as LBFGS does."""
-    return isinstance(optimizer, torch.optim.LBFGS)
-
-
-def check_gradients(trick: str, optimizer: torch.optim.Optimizer | None, verb: str) -> None:
-    """Raise `ConfigError`, naming *trick*, for an optimizer inside whose step nothing can *verb* the gradients."""
-    if optimizer is not None and evaluates_closure(optimizer):
-        raise ConfigError(
-            f"{trick}: {type(optimizer).__name__} computes its gradients inside its step, where nothing can {verb} "
-            "them; drop the trick, or use an optimizer such as torch.optim.Adam"
-        )

@@ -198,7 +198,7 @@ class Session(Run):
             if len(self._window) >= state.batches_per_update:
                 self._update_once()
         except Exception as error:
-            self._scaling.put_back()
+            self._steps.put_back()
             self._explain(error)
             raise
         self._meter.add(state.outputs, state.batch.targets, loss, state.batch.size)
@@ -239,7 +239,7 @@ class Session(Run):
         state.optimizer = build_optimizer(self._given_optimizer, state, self._before)
         state.optimizer.zero_grad()
         state.again = self._passes = self._replay
-        self._follow(state.optimizer)
+        self._steps.follow(state.optimizer)
         self._globals = GlobalStreams(state.streams)
         self._compute_loss, self._backward = self._answered("compute_loss"), self._answered("backward")
         self._validate, self._answered_update = self._answered("validate"), self._answered("update")

@@ -30,6 +30,8 @@ transformers = pytest.importorskip("transformers", reason="the extra 'transforme
 pytest.importorskip("accelerate", reason="the extra 'transformers' is not installed")
 from trickbox.adapters.transformers import Trainer, TricksMixin  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 BY_HAND = sorted(CASES.keys() - {"sam", "mixup", "label_smoothing"})
 
 
@@ -95,7 +97,6 @@ def measured(trainer):
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tricks", [[], [Placebo()], [Dropout(0.0)]])
 def test_tricks_that_do_nothing_change_no_bit(tmp_path, tricks):
     def train(tricks):
@@ -109,7 +110,6 @@ def test_tricks_that_do_nothing_change_no_bit(tmp_path, tricks):
     assert measured(trainer) == measured(without)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_HAND)
 def test_every_trick_does_what_it_does_by_hand(tmp_path, name):
     case = CASES[name]
@@ -122,7 +122,6 @@ def test_every_trick_does_what_it_does_by_hand(tmp_path, name):
     assert not vars(trainer.callback_handler).keys() & {"on_epoch_end"}
 
 
-@pytest.mark.slow
 def test_schedules_count_updates_and_multiply(tmp_path):
     def rates(tricks, **settings):
         return spy(fit(tmp_path, tricks, **settings)[1]).rates
@@ -142,7 +141,6 @@ def test_schedules_count_updates_and_multiply(tmp_path):
     assert both == pytest.approx([a * b / RATE for a, b in zip(linear, cosine, strict=True)])
 
 
-@pytest.mark.slow
 def test_an_optimizer_that_the_trainer_builds_trains_what_tricks_add(tmp_path):
     model, trainer = fit(tmp_path, [LayerNorm(), EMA(0.3)], optimizers=(None, None))
     assert not torch.equal(model.net.conv1.trickbox.layer_norm.weight, torch.ones(4))
@@ -150,7 +148,6 @@ def test_an_optimizer_that_the_trainer_builds_trains_what_tricks_add(tmp_path):
     assert trainer.run.state.history.columns[:3] == ["epoch", "step", "eval_loss"]
 
 
-@pytest.mark.slow
 def test_evaluation_every_few_steps_ends_an_epoch_each_time(tmp_path):
     rising = EarlyStopping("eval_loss", patience=1, mode="max")
     _, trainer = fit(tmp_path, [rising], eval_strategy="steps", eval_steps=3)
@@ -163,7 +160,6 @@ def test_evaluation_every_few_steps_ends_an_epoch_each_time(tmp_path):
         fit(tmp_path, [EarlyStopping("eval_loss")], eval_strategy="no")
 
 
-@pytest.mark.slow
 def test_several_data_sets_are_one_evaluation(tmp_path):
     trainer = trainer_for(tmp_path, [EMA(0.3), EarlyStopping("eval_two_loss", patience=1, mode="max")])
     trainer.eval_dataset = {"one": items(VALID), "two": items(VALID)}
@@ -172,7 +168,6 @@ def test_several_data_sets_are_one_evaluation(tmp_path):
     assert len(trainer.run.state.history) == 2
 
 
-@pytest.mark.slow
 def test_a_trainer_of_the_users_own_with_a_loss_of_its_own(tmp_path):
     class Weighted(transformers.Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -192,14 +187,12 @@ def test_a_trainer_of_the_users_own_with_a_loss_of_its_own(tmp_path):
     assert sum("own" in row for row in trainer.state.log_history) == EPOCHS * STEPS
 
 
-@pytest.mark.slow
 def test_half_precision_of_the_trainer_and_of_a_trick_are_the_same(tmp_path):
     model, trainer = fit(tmp_path, [Dropout(0.3)], bf16=True)
     other, other_trainer = fit(tmp_path, [Dropout(0.3), MixedPrecision()])
     trace(model, trainer).must_be(trace(other, other_trainer), bits=False)
 
 
-@pytest.mark.slow
 def test_a_model_of_transformers(tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -209,7 +202,9 @@ def test_a_model_of_transformers(tmp_path):
     ids = torch.randint(0, 20, (32, 6))
     data = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row.sum() % 3} for row in ids]
     before = list(model.state_dict())
-    trainer = trainer_for(tmp_path, [Dropout(0.2), OneCycle(), EarlyStopping("eval_loss", patience=1)], model, train=data)
+    trainer = trainer_for(
+        tmp_path, [Dropout(0.2), OneCycle(), EarlyStopping("eval_loss", patience=1)], model, train=data
+    )
     trainer.eval_dataset = data
     trainer.args.activation_checkpointing = True
     trainer.train()
@@ -218,7 +213,6 @@ def test_a_model_of_transformers(tmp_path):
     assert list(model.state_dict()) == before
 
 
-@pytest.mark.slow
 def test_a_second_training(tmp_path):
     tricks = [Dropout(0.3), BatchNorm(), EarlyStopping("eval_loss", patience=1, mode="max")]
     trainer = trainer_for(tmp_path, tricks)
@@ -236,7 +230,6 @@ def test_a_second_training(tmp_path):
     assert loss == pytest.approx(trainer.run.state.metrics["eval_loss"])
 
 
-@pytest.mark.slow
 def test_after_an_error_everything_has_its_own_methods(tmp_path):
     class Broken(Net):
         calls = 0
@@ -261,13 +254,11 @@ class Stream(IterableDataset):
         yield from items(TRAIN)
 
 
-@pytest.mark.slow
 def test_data_without_a_length(tmp_path):
     _, trainer = fit(tmp_path, [OneCycle()], train=Stream(), max_steps=6, eval_strategy="steps", eval_steps=3)
     assert spy(trainer).rates[-1] == pytest.approx(RATE / 25e4)
 
 
-@pytest.mark.slow
 def test_what_cannot_be_right_is_refused(tmp_path):
     best = {"load_best_model_at_end": True, "save_strategy": "epoch"}
     for tricks, settings, message in (
@@ -285,7 +276,7 @@ def test_what_cannot_be_right_is_refused(tmp_path):
         trainer_for(tmp_path, ["dropout"]).train(resume_from_checkpoint=True)
     model = Net()
     optimizer = SpySGD(model.parameters())
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     transfer = Transfer(Net().state_dict(), head="keep", backbone_lr=0.1)
     with pytest.raises(tb.ConfigError, match="scheduler that was passed"):
         fit(tmp_path, [transfer], model, optimizers=(optimizer, scheduler))
@@ -297,7 +288,6 @@ def test_what_cannot_be_right_is_refused(tmp_path):
         trainer.train()
 
 
-@pytest.mark.slow
 def test_the_best_model_may_be_loaded_where_no_trick_decides_on_weights(tmp_path):
     model, trainer = fit(tmp_path, [BatchNorm()], load_best_model_at_end=True, save_strategy="epoch")
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(trace(model, trainer).losses))

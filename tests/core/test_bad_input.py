@@ -282,8 +282,11 @@ def sharded_and_wrapped(net):
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (DistributedDataParallel, "wrapped in DistributedDataParallel; pass the module inside, and wrap=DistributedDataParallel"),
-        (sharded, "sharded already; pass the whole one, and wrap=fully_shard"),
+        (
+            DistributedDataParallel,
+            "wrapped in DistributedDataParallel; pass the module inside, and wrap=DistributedDataParallel",
+        ),
+        (DistributedDataParallel, "wrapped in DistributedDataParallel; pass the module inside, and wrap=Distributed"),
         (sharded_and_wrapped, "wrapped in FullyShardedDataParallel|sharded already"),
     ],
     ids=["ddp", "fully_shard", "fsdp"],

@@ -109,7 +109,7 @@ def tricks(tmp_path_factory):
 
 
 def test_every_surgery_compiles_into_one_graph(tricks):
-    x, y = tiny_data(16)
+    x, _ = tiny_data(16)
     for name, trick in tricks.items():
         if hooks_of(trick) != ["init"] or trick.family in ("schedule", "accumulation"):
             continue
@@ -136,7 +136,7 @@ def test_masks_differ_between_sites_batches_epochs_and_seeds_and_not_between_arm
             device="cpu",
         ) as session:
             layer = net.fc1.trickbox.dropout if hasattr(net.fc1, "trickbox") else net.own_dropout
-            layer.register_forward_hook(lambda _, args, output: found.append(output.detach() != 0))
+            layer.register_forward_hook(lambda *call: found.append(call[-1].detach() != 0))
             for _ in session.epochs():
                 for batch in session.batches():
                     session.step(batch)

@@ -97,7 +97,7 @@ def teacher() -> dict[str, torch.Tensor]:
 
 
 FAMILIES: dict[str, Family] = {
-    "step_decay": Family({"trick": "warm_up", "steps": 8}, scaled(lambda s, t: 1.0 if s >= 8 else 0.01 + 0.99 * s / 8)),
+    "step_decay": Family({"trick": "warm_up", "steps": 8}, scaled(lambda s, _: 1.0 if s >= 8 else 0.01 + 0.99 * s / 8)),
     "cosine_annealing": Family({"trick": "cosine_annealing", "floor": 0.5}, scaled(
         lambda s, t: 0.75 + 0.25 * float(torch.cos(torch.tensor(torch.pi * s / t, dtype=torch.float64))))),
     "dropout": Family({"trick": "dropout", "p": 0.3}, edited),

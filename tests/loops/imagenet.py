@@ -1,4 +1,4 @@
-"""The loop of a large image training: a function an epoch, clipping, a rate scheduled every batch, the best state kept."""
+"""The loop of a large image training: a function an epoch, clipping, a rate every batch, the best state kept."""
 
 from __future__ import annotations
 

@@ -40,5 +40,3 @@ def loop(tricks):
     net.partial_fit(*tiny_data(64))
     run.close()  # trickbox
     return net.trace
-
-

@@ -77,8 +77,8 @@ class Driven(Attached):
     def validation(self, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The metrics that *compute* measures, as the phase `validate`."""
         self.state.evaluated = None
-        found: dict[str, float] = self.around("validate", compute)
-        return found
+        self._measured = self.around("validate", compute)
+        return self._measured
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -91,8 +91,8 @@ class Driven(Attached):
         if error is None and self.state.step and not self.state.history.rows and waiting:
             raise ConfigError(f"{waiting[0]} acted nowhere: training ended before any epoch or validation did")
 
-    def _check(self, validated: bool = False) -> None:
-        self._check_trained()
+    def _check_lines(self, validated: bool) -> None:
+        """Nothing: the adapter hands everything over."""
 
     def _closure_first(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         changed, again = super()._closure_first(optimizer, args, kwargs), self.state.again

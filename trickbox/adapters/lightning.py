@@ -18,7 +18,7 @@ from trickbox.nest import call, shapes
 from trickbox.surgery import Surgery, evaluating
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
-_packages = [n for n in _NAMES if n in sys.modules] or [n for n in _NAMES if find_spec(n.partition(".")[0])][:1]
+_packages = [n for n in _NAMES if sys.modules.get(n)] or [n for n in _NAMES if find_spec(n.partition(".")[0])][:1]
 if not _packages:
     raise ImportError(missing("lightning"))
 # Lightning has two names, and under each takes callbacks of its own class only.
@@ -51,7 +51,7 @@ class Tricks(_Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
-            self.run, self._index, self._measured = None, -1, dict[str, float]()
+            self.run, self._index = None, -1
             self._wraps.add(pl_module, "setup", partial(self._set_up, trainer, pl_module))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -108,8 +108,8 @@ class Tricks(_Callback):
         self.run = run
         self._wraps.add(module, "training_step", partial(self._train, run, trainer, module))
         self._wraps.add(module, "backward", partial(_backward, run))
-        self._wraps.add(module, "on_train_epoch_end", partial(self._end_epoch, run, trainer))
-        self._wraps.add(trainer.fit_loop.epoch_loop.val_loop, "run", partial(self._validate, run, trainer))
+        self._wraps.add(module, "on_train_epoch_end", partial(_end_epoch, run, trainer))
+        self._wraps.add(trainer.fit_loop.epoch_loop.val_loop, "run", partial(_validate, run, trainer))
 
     def _plan(self, trainer: Any, module: Any) -> dict[str, Any]:
         """A sample and its tape: that of `forward` where the training step runs the same layers, else of the step."""
@@ -158,31 +158,6 @@ class Tricks(_Callback):
         with _quiet(trainer, module) if run.repeating else nullcontext():
             loss = run.loss_of(batch, compute, again)
         return {**outputs, "loss": loss} if isinstance(outputs, Mapping) else loss
-
-    def _validate(self, run: Driven, trainer: Any, original: Callable[[], Any]) -> Any:
-        if trainer.sanity_checking:
-            return original()
-        outputs = None
-
-        def compute() -> dict[str, float]:
-            nonlocal outputs
-            outputs = original()
-            return _metrics(trainer)
-
-        self._measured = run.validation(compute)
-        if not _once_an_epoch(trainer):
-            self._tell(run, trainer)
-        return outputs
-
-    def _end_epoch(self, run: Driven, trainer: Any, original: Callable[[], Any]) -> None:
-        original()
-        if _once_an_epoch(trainer):
-            self._tell(run, trainer)
-
-    def _tell(self, run: Driven, trainer: Any) -> None:
-        metrics, self._measured = _metrics(trainer) | self._measured, {}
-        if run.epoch_end(**metrics):
-            trainer.should_stop = True
 
 
 class _Step:
@@ -239,6 +214,33 @@ def _layers(surgery: Surgery) -> list[str]:
 
 def _backward(run: Driven, original: Callable[..., Any], loss: Any, *args: Any, **kwargs: Any) -> None:
     run.backward(loss, lambda loss: original(loss, *args, **kwargs))
+
+
+def _validate(run: Driven, trainer: Any, original: Callable[[], Any]) -> Any:
+    if trainer.sanity_checking:
+        return original()
+    outputs = None
+
+    def compute() -> dict[str, float]:
+        nonlocal outputs
+        outputs = original()
+        return _metrics(trainer)
+
+    run.validation(compute)
+    if not _once_an_epoch(trainer):
+        _tell(run, trainer)
+    return outputs
+
+
+def _end_epoch(run: Driven, trainer: Any, original: Callable[[], Any]) -> None:
+    original()
+    if _once_an_epoch(trainer):
+        _tell(run, trainer)
+
+
+def _tell(run: Driven, trainer: Any) -> None:
+    if run.epoch_end(**_metrics(trainer) | run._measured):
+        trainer.should_stop = True
 
 
 def _metrics(trainer: Any) -> dict[str, float]:
