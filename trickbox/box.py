@@ -19,6 +19,8 @@ from trickbox.trick import fresh, hooks_of, is_off, is_trick, name_of, names, to
 
 UPDATES = "updates"
 """Where a note says how many batches share an update."""
+LOSS = "loss"
+"""Where a note says that the loss function was replaced."""
 CORE = "core"
 """The name under which the run itself answers the phases, last of all."""
 
@@ -84,24 +86,31 @@ class Box:
             if "init" not in hooks_of(member.trick):
                 continue
             state.surgery.acting = member.name
-            shared = state.batches_per_update
+            shared, loss = state.batches_per_update, state.loss
             with state.streams.forked("init", member.name):
                 member.trick.init(state)
             if state.batches_per_update != shared:
                 state.surgery.note(UPDATES, f"one for {state.batches_per_update} batches")
+            if state.loss is not loss:
+                state.surgery.note(LOSS, "replaced")
             acted = any(note.trick == member.name and not note.skipped for note in state.surgery.notes)
             if hooks_of(member.trick) == ["init"] and not acted and not is_off(member.trick):
                 state.surgery.require([], "a place to act")
         self.idle = state.idle
         seal(state.model)
 
-    def each(self, hook: str) -> Iterator[tuple[str, Call]]:
-        """Those that implement a hook, with their functions, in call order; wrappers of a phase not among them."""
-        return ((i.plugin_name, i.function) for i in self._implementations(hook) if not i.wrapper)
+    def each(self, moment: str) -> list[Call]:
+        """The functions that implement a moment, in call order."""
+        return [implementation.function for implementation in self._implementations(moment)]
 
-    def wrappers(self, hook: str) -> list[tuple[str, Call]]:
-        """The tricks that wrap a phase, with their generator functions, the outermost first."""
-        return [(i.plugin_name, i.function) for i in self._implementations(hook) if i.wrapper]
+    def wrappers(self, phase: str) -> list[Call]:
+        """The generator functions that wrap a phase, the outermost first."""
+        return [implementation.function for implementation in self._implementations(phase) if implementation.wrapper]
+
+    def answers(self, phase: str) -> list[str]:
+        """The names of the tricks that do the work of a phase themselves."""
+        doing = [i.plugin_name for i in self._implementations(phase) if not i.wrapper]
+        return [name for name in doing if name != CORE]
 
     def compiled(self, hook: str) -> Call | None:
         """One function for all implementations of *hook*; None where there are none, so that they cost nothing.

@@ -280,8 +280,9 @@ def _take(nest: Any, index: Tensor) -> Any:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """The generators that a DataLoader was given, its own and its sampler's."""
-    owners = (loader, getattr(loader, "sampler", None))
+    """The generators that a DataLoader was given, its own and its samplers'."""
+    batches = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
     found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if g is not None}
     return [generator for generator in found.values() if isinstance(generator, torch.Generator)]
 

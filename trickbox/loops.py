@@ -7,6 +7,7 @@ hands over in a line: a batch, the time of a validation, the end of an epoch.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from trickbox import ranks
-from trickbox.box import UPDATES
+from trickbox.box import LOSS, UPDATES
 from trickbox.checks import check_model, check_untouched
 from trickbox.errors import ConfigError
 from trickbox.metrics import MODES, Forward
@@ -84,12 +85,16 @@ class Attached(Run):
             raise ConfigError(f"batch: the batch must hold tensors, got {inputs!r}")
         if inputs is self._of_closure is not None:
             self._move(state.epoch, state.batch_index)  # once more, for an optimizer that asks its closure again
-            return state.batch.inputs if together else tuple(state.batch)
+            return state.batch.passed() if together else tuple(state.batch)
         self._of_closure = inputs if self._inside else None
         self._next_batch()
-        state.batch = Batch(inputs, inputs.get("labels") if together else targets, first.shape[0])
+        state.batch = (
+            Batch(dict(inputs), inputs.get("labels"), first.shape[0])
+            if together
+            else Batch(inputs, targets, first.shape[0])
+        )
         self._fire("batch")
-        return state.batch.inputs if together else tuple(state.batch)
+        return state.batch.passed() if together else tuple(state.batch)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -148,10 +153,10 @@ class Attached(Run):
         self._closed = True  # what has not begun need not be closed
         self._begin(sample, **facts)
         self._move(0, 0)
-        if self.state.batches_per_update > 1:
-            undo(self._model)
-            name = next(note.trick for note in self.state.surgery.notes if note.where == UPDATES)
-            raise ConfigError(f"{name} accumulates gradients, but your loop steps the optimizer itself; do it there")
+        for where, what in ((UPDATES, "accumulates gradients"), (LOSS, "replaces the loss function")):
+            if name := next((note.trick for note in self.state.surgery.notes if note.where == where), None):
+                undo(self._model)
+                raise ConfigError(f"{name} {what}, but your loop does that itself; do it there, or use Session or fit")
         self._closed = False
 
     def _next_batch(self) -> None:
@@ -170,7 +175,7 @@ class Attached(Run):
         made, length = self._steps.made[optimizer] - self._epoch_began, self._steps_per_epoch
         if length is not None and made > length and self._box.acting("epoch_end"):
             name = self._box.acting("epoch_end")[0]
-            raise ConfigError(
+            raise self._owed(
                 f"{name} acts at the end of an epoch, but after {made} updates of {length} none has ended; write: "
                 "if run.epoch_end(val_loss=...): break"
             )
@@ -187,14 +192,6 @@ class Attached(Run):
 
     def _check(self, validated: bool = False) -> None:
         """Raise `ConfigError` for what a trick needs and the loop has not handed over, with the line to write."""
-        try:
-            self._check_lines(validated)
-            self._check_trained()
-        except ConfigError:
-            self._failed = True
-            raise
-
-    def _check_lines(self, validated: bool) -> None:
         lines = {
             "batch": "x, y = run.batch(x, y)",
             "compute_loss": "with run.phase('compute_loss'): around the forward and the loss",
@@ -205,27 +202,35 @@ class Attached(Run):
         for hook, line in lines.items():
             handed = self._hands_batches if hook == "batch" else hook in self._phases
             if not handed and (acting := self._box.acting(hook)):
-                raise ConfigError(f"{acting[0]} acts in {hook!r}, which your loop does by itself; write: {line}")
+                raise self._owed(f"{acting[0]} acts in {hook!r}, which your loop does by itself; write: {line}")
+        self._check_trained()
 
     def _check_trained(self) -> None:
         """Raise `ConfigError` for a parameter that a trick added and no optimizer trains."""
         if not self._steps.made:
-            raise ConfigError("no optimizer is known to the run; write: optimizer = run.watch(optimizer)")
+            raise self._owed("no optimizer is known to the run; write: optimizer = run.watch(optimizer)")
         held = {id(p) for optimizer in self._steps.made for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self._model.named_parameters():
             if id(parameter) not in held and ".trickbox." in f".{name}" and parameter.requires_grad:
-                raise ConfigError(
-                    f"{name} is in no optimizer; give run.watch all optimizers of the model, after attach"
-                )
+                raise self._owed(f"{name} is in no optimizer; give run.watch all optimizers of the model")
+
+    def _owed(self, message: str) -> ConfigError:
+        """The error of a loop that owes something; it will hardly come to close the run."""
+        self._failed = True
+        return ConfigError(message)
+
+    def _explain(self, error: BaseException) -> None:
+        self._failed = True
+        super()._explain(error)
 
 
 def direction(metric: str) -> str | None:
     """The better direction of a metric by its name: of losses ``min``, of accuracies ``max``, of others unknown.
 
-    >>> direction("val_loss"), direction("eval_accuracy"), direction("bleu")
+    >>> direction("val_loss"), direction("eval/accuracy"), direction("bleu")
     ('min', 'max', None)
     """
-    return MODES.get(metric.rpartition("_")[2])
+    return MODES.get(re.split(r"[\W_]", metric)[-1])
 
 
 def attach(

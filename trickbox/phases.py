@@ -30,7 +30,7 @@ class Core:
 
     @hookimpl
     def compute_loss(self, state: State) -> Tensor:
-        state.outputs = self.forward(self.model, state.batch.inputs)
+        state.outputs = self.forward(self.model, state.batch.passed())
         return state.loss(state.outputs, state.batch.targets)  # type: ignore[misc]
 
     @hookimpl

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,8 +60,16 @@ def totals(values: list[float]) -> list[float]:
 
 
 def means(values: Mapping[str, float]) -> dict[str, float]:
-    """The means of *values* over all processes, so that all decide alike."""
+    """The means of *values* over all processes, so that all decide alike.
+
+    Raises `ConfigError`, in every process, where they do not all have the same names.
+    """
     together = world()
     if together == 1:
         return dict(values)
+    names: list[Any] = [None] * together
+    dist.all_gather_object(names, list(values))
+    if any(set(other) != set(names[0]) for other in names):
+        raise ConfigError(f"the ranks measured different metrics, of which there is no mean: {names}")
+    values = {name: values[name] for name in names[0]}
     return dict(zip(values, (total / together for total in totals(list(values.values()))), strict=True))

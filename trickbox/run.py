@@ -100,10 +100,10 @@ class Run:
         if name not in PHASES:
             raise ConfigError(f"a phase is one of {', '.join(PHASES)}, got {name!r}")
         self._phases.add(name)
-        self._refuse_answers(name)
+        refuse_answers(name, self._answers[name])
         opened, result = Opened(), [True]
         try:
-            opened.enter((function for _, function in self._box.wrappers(name)), self.state)
+            opened.enter(self._wrappers[name], self.state)
             try:
                 yield result
             except BaseException as error:
@@ -145,6 +145,8 @@ class Run:
         self._steps = Steps(self._state, self._before_step, self._after_step)
         self._draws = has_draws(self._model)
         self._calls = {hook: self._box.compiled(hook) for hook in HOOKS}
+        self._wrappers = {phase: self._box.wrappers(phase) for phase in PHASES}
+        self._answers = {phase: self._box.answers(phase) for phase in PHASES}
 
     def _unfollow(self) -> None:
         """Leave the optimizers alone again."""
@@ -162,7 +164,7 @@ class Run:
     def _end(self, first: BaseException | None) -> None:
         """Fire `fit_end` for every trick, whatever another one raises; the first error of the run is the one raised."""
         errors = []
-        for _, function in self._box.each("fit_end"):
+        for function in self._box.each("fit_end"):
             try:
                 self._guarded(function)
             except BaseException as error:
@@ -218,8 +220,8 @@ class Run:
         if self._updating:
             return None
         try:
-            self._refuse_answers("update")
-            wrappers = [function for _, function in self._box.wrappers("update")]
+            refuse_answers("update", self._answers["update"])
+            wrappers = self._wrappers["update"]
             changed = self._closure_first(optimizer, args, kwargs) if wrappers else None
             self._update = Opened()
             self._update.enter(wrappers, self._state)
@@ -257,10 +259,10 @@ class Run:
         state.again = again
         return (args[0], lambda: loss), {}
 
-    def _refuse_answers(self, phase: str) -> None:
-        """Raise `ConfigError` for a trick that answers a phase whose work the loop does."""
-        for name, _ in self._box.each(phase):
-            if name != "core":
-                raise ConfigError(
-                    f"{name} does the work of {phase!r} itself, but your loop does it already; use Session or fit"
-                )
+
+def refuse_answers(phase: str, tricks: list[str]) -> None:
+    """Raise `ConfigError` for *tricks* that do the work of a phase themselves, where the loop does it."""
+    if tricks:
+        raise ConfigError(
+            f"{tricks[0]} does the work of {phase!r} itself, but your loop does it already; use Session or fit"
+        )

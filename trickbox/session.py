@@ -243,9 +243,7 @@ class Session(Run):
         self._globals = GlobalStreams(state.streams)
         self._compute_loss, self._backward = self._answered("compute_loss"), self._answered("backward")
         self._validate, self._answered_update = self._answered("validate"), self._answered("update")
-        self._loss_is_tricked = any(name != "core" for name, _ in self._box.each("compute_loss")) or bool(
-            self._box.wrappers("compute_loss")
-        )
+        self._loss_is_tricked = bool(self._box.acting("compute_loss"))
         self._fire("fit_start")
 
     def _make_meters(self, output: Any, sample: Batch) -> dict[str, Any]:

@@ -90,6 +90,8 @@ class EarlyStopping:
     def init(self, state: State) -> None:
         """Check that the metric can be watched."""
         resolve_monitor("early_stopping", self.monitor, self.mode, state.metric_modes)
+        if not self.restore_best_weights:
+            state.decline("fit_end")
 
     @hookimpl
     def epoch_end(self, state: State) -> None:

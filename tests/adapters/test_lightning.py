@@ -91,7 +91,7 @@ def trainer_for(tmp_path, tricks, **settings):
 def fit(tmp_path, tricks, module=None, train=None, valid=None, **settings):
     """Train, and give the module back together with its trainer."""
     torch.manual_seed(1)
-    module = module or Lit()
+    module = Lit() if module is None else module
     trainer = trainer_for(tmp_path, tricks, **settings)
     trainer.fit(module, loader(TRAIN, 16) if train is None else train, loader(VALID, 24) if valid is None else valid)
     return module, trainer
@@ -205,6 +205,16 @@ def test_mixed_precision_of_lightning_and_of_a_trick_are_the_same(tmp_path):
     trace(module, trainer).must_be(trace(other, other_trainer), bits=False)
 
 
+def test_what_is_compiled_after_tricks_has_them(tmp_path):
+    class Compiled(Lit):
+        def on_fit_start(self):
+            self.net.compile(backend="aot_eager", fullgraph=True)
+
+    module, trainer = fit(tmp_path, [Dropout(0.3), BatchNorm()], Compiled())
+    eager, eager_trainer = fit(tmp_path, [Dropout(0.3), BatchNorm()])
+    trace(module, trainer).must_be(trace(eager, eager_trainer), bits=False)
+
+
 def test_schedules_wait_where_a_scaler_skips(tmp_path):
     from lightning.pytorch.plugins import MixedPrecision as Plugin
 
@@ -315,6 +325,23 @@ def test_the_tape_is_that_of_the_step_where_forward_is_another_way(tmp_path):
     assert trainer.callback_metrics["error_epoch"] != without.callback_metrics["error_epoch"]
     _, with_placebo = train([Placebo()])
     assert with_placebo.callback_metrics == without.callback_metrics
+
+
+def test_a_validation_step_may_call_the_training_step(tmp_path):
+    class Shared(Lit):
+        def training_step(self, batch, batch_idx):
+            self.seen.append(batch[1].ndim)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", self.training_step(batch=batch, batch_idx=batch_idx))
+
+    Shared.seen = []
+    module, trainer = fit(tmp_path, [Mixup(0.4), Dropout(0.3)], Shared())
+    assert run_of(trainer).state.epoch == EPOCHS
+    assert Shared.seen.count(2) == EPOCHS * STEPS + 1, "training sees soft targets, once more before it"
+    other, other_trainer = fit(tmp_path, [Mixup(0.4), Dropout(0.3)])
+    trace(module, trainer).must_be(trace(other, other_trainer))
 
 
 def test_a_second_pass_is_logged_nowhere(tmp_path):
@@ -432,6 +459,7 @@ def test_after_an_error_the_module_has_its_own_methods(tmp_path, where):
     module = Broken()
     with pytest.raises(RuntimeError, match="broken"):
         fit(tmp_path, tricks, module)
+    assert ("StreamDropout" in str(module)) == (where in ("training_step", "on_validation_epoch_end"))
     tb.undo(module)
     assert not own_attributes(module) & {"training_step", "backward", "setup", "on_train_epoch_end", "log"}
     assert list(module.state_dict()) == list(Lit().state_dict())
@@ -473,10 +501,14 @@ def test_what_cannot_be_right_is_refused(tmp_path):
         def forward(self, x):
             raise NotImplementedError
 
+    changing = L.callbacks.GradientAccumulationScheduler({0: 2, 1: 1})
+
     for tricks, module, settings, message in (
+        ([OneCycle()], Lit(), {"callbacks": [changing]}, "length of the run"),
         ([], Late(), {}, "configure_model"),
         ([], Iterates(), {}, "dataloader_iter"),
         ([], Lit(), {"strategy": FSDPStrategy(device="cpu")}, "FSDPStrategy shards"),
+        ([], torch.compile(Lit(), backend="eager"), {}, r"on_fit_start: self.net.compile\(\)"),
         (["accumulate"], Lit(), {}, "accumulates gradients"),
         ([MixedPrecision(dtype="float16")], Lit(), {}, "calls backward itself"),
         ([SAM()], Lit(), {"accumulate_grad_batches": 2}, "second pass"),
@@ -501,28 +533,59 @@ def test_a_list_that_cannot_work_is_refused_at_once():
         Tricks(["dropuot"])
 
 
-def test_under_its_other_name():
-    pytest.importorskip("pytorch_lightning", reason="Lightning is installed under one name only")
-    script = """
-import sys, warnings, logging
+TWO_RANKS = """
+import sys, warnings
 warnings.simplefilter("ignore")
 import pytorch_lightning as pl
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from trickbox.adapters.lightning import Tricks
+
 assert "lightning" not in sys.modules
+torch.set_num_threads(1)
+
+
 class Lit(pl.LightningModule):
     def __init__(self):
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
     def training_step(self, batch):
-        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch):
+        self.log("val_loss", self.training_step(batch))  # of each rank its own
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
-module, tricks = Lit(), Tricks(["dropout", "one_cycle"])
+
+
+pl.seed_everything(1, verbose=False)
+x = torch.randn(32, 4)
+data = TensorDataset(x, (x.sum(1) > 0).long())
+module = Lit()
+stopping = {"trick": "early_stopping", "patience": 1, "mode": "max"}
+tricks = Tricks(["dropout", "layer_norm", "one_cycle", "ema", stopping])
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer = pl.Trainer(accelerator="cpu", max_epochs=2, callbacks=[tricks], **quiet)
-trainer.fit(module, torch.utils.data.DataLoader([(torch.zeros(4), i % 2) for i in range(8)], batch_size=8))
-assert tricks.run.state.step == 2 and "dropout" in str(module)
+trainer = pl.Trainer(accelerator="cpu", strategy="ddp", devices=2, max_epochs=4, callbacks=[tricks], **quiet)
+trainer.fit(module, DataLoader(data, 8, shuffle=True), DataLoader(data, 8))
+state = tricks.run.state
+weights = [float(weight.detach().double().sum()) for weight in module.parameters()]
+with open(f"rank{trainer.global_rank}.txt", "w") as file:
+    print(state.step, state.history["val_loss"], state.stop_reason, weights, file=file)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
-    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60, capture_output=True, text=True)
+
+
+def test_two_ranks_decide_alike_and_under_the_other_name(tmp_path):
+    pytest.importorskip("pytorch_lightning", reason="Lightning is installed under one name only")
+    (tmp_path / "script.py").write_text(TWO_RANKS)
+    done = subprocess.run(
+        [sys.executable, "script.py"], check=False, timeout=60, capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
+    one, other = (tmp_path / name for name in ("rank0.txt", "rank1.txt"))
+    assert one.read_text() == other.read_text()
+    assert one.read_text().startswith("4 "), "two of four epochs with two updates each"

@@ -168,6 +168,21 @@ def test_several_data_sets_are_one_evaluation(tmp_path):
     assert len(trainer.run.state.history) == 2
 
 
+def test_an_evaluation_of_the_users_own_ends_no_epoch(tmp_path):
+    class Look(transformers.TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            losses.append(trainer.evaluate(items(TRAIN), metric_key_prefix="train")["train_loss"])
+
+    losses = []
+    trainer = trainer_for(tmp_path, [EMA(0.3), EarlyStopping("eval_loss")])
+    trainer.add_callback(Look())
+    trainer.train()
+    history = trainer.run.state.history
+    assert history["epoch"] == list(range(EPOCHS))
+    assert not [name for name in history.columns if name.startswith("train")]
+    assert len(losses) == EPOCHS
+
+
 def test_a_trainer_of_the_users_own_with_a_loss_of_its_own(tmp_path):
     class Weighted(transformers.Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -408,10 +408,11 @@ def test_the_first_answer_wins_and_nobody_after_it_is_asked():
     assert log == [("t0", "none"), ("t1", "zero")]
 
 
-def test_each_gives_all_implementations_in_call_order():
+def test_the_implementations_of_a_hook_come_in_call_order():
     box = Box([make("Dog", after="ant")(), A(), ("x", C())])
-    assert [name for name, _ in box.each("batch")] == ["ant", "dog", "x"]
-    assert list(box.each("update")) == []
+    assert box.acting("batch") == ["ant", "dog", "x"]
+    assert [function.__self__ for function in box.each("batch")] == [member.trick for member in box.members]
+    assert box.each("update") == box.wrappers("update") == box.answers("update") == []
 
 
 # -- the record --------------------------------------------------------------------------------------------------------

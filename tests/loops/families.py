@@ -53,7 +53,7 @@ def edited(trace: Trace, original: Trace) -> None:
         if ".trickbox." in name:  # of the norms, which begin at one and zero
             assert not torch.equal(parameter, torch.ones_like(parameter)), name
             assert not torch.equal(parameter, torch.zeros_like(parameter)), name
-    tb.undo(trace.model)
+    tb.undo(trace.extra.get("whole", trace.model))
     assert list(trace.model.state_dict()) == list(original.model.state_dict())
 
 
@@ -118,7 +118,7 @@ FAMILIES: dict[str, Family] = {
 """The rest cannot act in a loop that makes its own passes: see `REFUSED`."""
 
 REFUSED = {
-    "accumulate": "accumulate accumulates gradients, but your loop steps the optimizer itself; do it there",
+    "accumulate": "accumulate accumulates gradients, but your loop does that itself; do it there",
     "sam": "a second pass over the batch is asked for, but this loop makes its passes itself",
     "mixed_precision": "write: with run.phase('compute_loss')",
 }

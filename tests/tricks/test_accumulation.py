@@ -104,7 +104,7 @@ def test_two_of_them_are_refused() -> None:
 
 def test_a_loop_that_steps_its_optimizer_itself_is_told_to_accumulate_there() -> None:
     model = net()
-    with pytest.raises(ConfigError, match="accumulates gradients, but your loop steps the optimizer itself"):
+    with pytest.raises(ConfigError, match="accumulates gradients, but your loop does that itself"):
         attach(model, [Accumulate(2)], data()[0])
     with pytest.raises(ConfigError, match="needs a loop"):
         apply(model, [Accumulate(2)], data()[0])

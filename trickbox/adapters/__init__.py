@@ -28,6 +28,7 @@ from trickbox.hooks import PHASES
 from trickbox.loops import Attached
 from trickbox.metrics import Forward
 from trickbox.nest import call, tensors
+from trickbox.run import refuse_answers
 from trickbox.state import Batch
 from trickbox.streams import forked
 
@@ -48,7 +49,7 @@ class Driven(Attached):
         seed = torch.initial_seed() if seed is None else seed
         super().__init__(model, tricks, seed=seed, forward=forward, wrap=None)
         for phase in PHASES:
-            self._refuse_answers(phase)
+            refuse_answers(phase, self._box.answers(phase))
 
     def loss_of(self, batch: Any, compute: Callable[[Any], Any], again: bool = False) -> Any:
         """The loss that *compute* makes of a batch, through `batch` and `compute_loss`; *again*: of the last one."""
@@ -87,12 +88,14 @@ class Driven(Attached):
             return
         self._closed = True
         self._end(error)
+        if error is not None and not self.state.step:
+            self._take_back(0)  # nothing has been trained, so the next try shall find the model as it was
         waiting = self._box.acting("epoch_end")
         if error is None and self.state.step and not self.state.history.rows and waiting:
             raise ConfigError(f"{waiting[0]} acted nowhere: training ended before any epoch or validation did")
 
-    def _check_lines(self, validated: bool) -> None:
-        """Nothing: the adapter hands everything over."""
+    def _check(self, validated: bool = False) -> None:
+        self._check_trained()  # all else is handed over
 
     def _closure_first(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         changed, again = super()._closure_first(optimizer, args, kwargs), self.state.again

@@ -15,6 +15,7 @@ from typing import Any
 from trickbox.adapters import Driven, Wraps, checked, first_batch, missing, split, unchanged
 from trickbox.errors import ConfigError, DataError
 from trickbox.nest import call, shapes
+from trickbox.streams import forked
 from trickbox.surgery import Surgery, evaluating
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
@@ -115,8 +116,9 @@ class Tricks(_Callback):
         """A sample and its tape: that of `forward` where the training step runs the same layers, else of the step."""
         if self._inputs is not None:
             return {"sample": split((self._inputs, None))}
-        batch = trainer.precision_plugin.convert_input(first_batch(trainer.train_dataloader))
-        batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch, dataloader_idx=0))
+        with forked():
+            batch = trainer.precision_plugin.convert_input(first_batch(trainer.train_dataloader))
+            batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch, dataloader_idx=0))
         sample, step = split(batch), _Step(trainer, module, batch)
         of_forward, of_step = _planned(module, sample.inputs, call), _planned(module, sample.inputs, step)
         if isinstance(of_step, Surgery):
@@ -144,13 +146,16 @@ class Tricks(_Callback):
     # -- the seams -----------------------------------------------------------------------------------------------------
 
     def _train(
-        self, run: Driven, trainer: Any, module: Any, original: Callable[..., Any], batch: Any, *args: Any
+        self, run: Driven, trainer: Any, module: Any, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
+        if not trainer.training:  # a validation step may call it
+            return original(*args, **kwargs)
+        batch, *others = args
         outputs: Any = None
 
         def compute(batch: Any) -> Any:
             nonlocal outputs
-            outputs = original(batch, *args)
+            outputs = original(batch, *others)
             return outputs["loss"] if isinstance(outputs, Mapping) else outputs
 
         run.repeats = module.automatic_optimization and trainer.accumulate_grad_batches == 1
@@ -257,6 +262,8 @@ def _refuse(trainer: Any, module: Any) -> None:
     """Raise `ConfigError` for a fit that tricks cannot follow."""
     built_late = next(kind for kind in type(module).__mro__ if "configure_model" in vars(kind)).__module__
     strategy = type(trainer.strategy).__name__
+    if getattr(module, "_compiler_ctx", None) is not None:
+        raise ConfigError("the module is compiled already; compile after tricks, in on_fit_start: self.net.compile()")
     if built_late.partition(".")[0] not in ("lightning", "pytorch_lightning"):
         raise ConfigError("the module builds layers in configure_model, after tricks; build them in __init__ or setup")
     if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):

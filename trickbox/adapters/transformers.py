@@ -123,12 +123,20 @@ class _Seams:
         self.run.backward(loss, partial(original, **kwargs))
 
     def _evaluate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with Wraps() as wraps:  # of several data sets, each is an evaluation inside this one
-            wraps.add(self.trainer, "evaluate", lambda _, *args, **kwargs: original(*args, **kwargs))
-            metrics = self.run.validation(lambda: original(*args, **kwargs))
-        if self.evaluates and self.run.state.step:
-            self._tell({k: v for k, v in metrics.items() if k.startswith("eval_") and isinstance(v, (int, float))})
-        return metrics
+        found: dict[str, Any] = {}
+
+        def compute() -> dict[str, float]:
+            with Wraps() as wraps:  # of several data sets, each is an evaluation inside this one
+                wraps.add(self.trainer, "evaluate", lambda _, *args, **kwargs: original(*args, **kwargs))
+                found.update(original(*args, **kwargs))
+            return {k: v for k, v in found.items() if k.startswith("eval_") and isinstance(v, (int, float))}
+
+        metrics = self.run.validation(compute)
+        of_the_loop = not args and kwargs.keys() <= {"ignore_keys"}
+        if of_the_loop and self.evaluates and self.run.state.step:
+            self._tell(metrics)
+        self.run._measured = {}
+        return found | metrics
 
     def _end_epoch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         control = original(*args, **kwargs)
