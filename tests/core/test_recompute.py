@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import trickbox as tb
 from trickbox.authoring import forked
+from trickbox.catalog import available
 from trickbox.surgery import Clock, Draws
 from trickbox.trick import fresh, hooks_of
 
@@ -160,3 +161,23 @@ def test_a_shortcut_into_a_region_that_its_first_layer_is_not_in_is_refused():
     assert "residual" in net.deep.trickbox._modules
     with pytest.raises(tb.SurgeryError, match="repeats the last layer without the first"):
         gradients(net)
+
+
+def trained(trick, net: Net) -> dict[str, Tensor]:
+    """The weights after an epoch of three updates."""
+    net.own_dropout.p = 0.0
+    generator = torch.Generator().manual_seed(2)
+    data = torch.randn(24, 2, 24, generator=generator), torch.arange(24) % 3
+    return tb.fit(
+        net, data, data, loss=nn.CrossEntropyLoss(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        tricks=[trick], max_epochs=1, batch_size=8, device="cpu",
+    ).model.state_dict()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in available() if name != "transfer"])
+def test_every_trick_trains_under_checkpointing_as_without(tricks, name):
+    plain, repeated = trained(tricks[name], Net()), trained(tricks[name], Net("each"))
+    for key, value in plain.items():
+        # Running statistics are updated once more by a repeated forward, as torch's own are.
+        if "running" not in key and "num_batches" not in key:
+            assert torch.equal(value, repeated[key]), key
