@@ -21,7 +21,7 @@ from trickbox import ranks
 from trickbox.testing import tiny_data, tiny_model
 
 pytestmark = pytest.mark.slow
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
 
@@ -31,7 +31,7 @@ def found(tmp_path_factory):
     """What each of two ranks wrote down."""
     folder = tmp_path_factory.mktemp("ranks")
     worker = Path(__file__).with_name("worker.py")
-    command = [*LAUNCH, "--master_port=29533", worker, folder]
+    command = [*LAUNCH, worker, folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
@@ -119,7 +119,7 @@ def test_a_launcher_without_a_process_group_is_refused(monkeypatch):
 def test_the_page_about_many_processes_does_what_it_shows(tmp_path):
     page = (TESTS.parent / "docs" / "how-to" / "many-processes.md").read_text()
     (tmp_path / "train.py").write_text(re.search(r"```python\n# train\.py\n(.*?)```", page, re.DOTALL)[1])
-    command = [*LAUNCH, "--master_port=29534", "train.py"]
+    command = [*LAUNCH, "train.py"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=180, env=ENVIRONMENT, check=False
     )
