@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import random
 import subprocess
 import sys
@@ -16,10 +15,11 @@ from torch import nn
 
 import trickbox as tb
 from trickbox.box import Box
+from trickbox.catalog import available
 from trickbox.session import Session
 from trickbox.tasks.waveforms import PlainNet, waveforms
 from trickbox.testing import tiny_data, tiny_model
-from trickbox.trick import fresh, name_of
+from trickbox.trick import fresh
 
 
 @pytest.fixture(scope="module")
@@ -103,17 +103,19 @@ def test_undo_takes_all_tricks_off_together(tricks):
 # 6. Order cannot hurt
 
 
-def test_no_pair_of_tricks_depends_on_the_order_of_the_list(tricks):
+@pytest.mark.parametrize("name", available())
+def test_no_pair_of_tricks_depends_on_the_order_of_the_list(tricks, name):
     failed = []
-    for one, other in itertools.combinations(tricks.values(), 2):
+    for other in available()[available().index(name) + 1 :]:
+        pair = [tricks[name], tricks[other]]
         try:
-            first = train([one, other], max_epochs=1)
+            first = train(pair, max_epochs=1)
         except tb.ConfigError:  # the two are declared to conflict
             continue
         try:
-            assert_same(first, train([other, one], max_epochs=1))
+            assert_same(first, train(pair[::-1], max_epochs=1))
         except AssertionError:
-            failed.append((name_of(one), name_of(other)))
+            failed.append(other)
     assert not failed
 
 
