@@ -103,6 +103,7 @@ def test_undo_takes_all_tricks_off_together(tricks):
 # 6. Order cannot hurt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", available())
 def test_no_pair_of_tricks_depends_on_the_order_of_the_list(tricks, name):
     failed = []
