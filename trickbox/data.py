@@ -147,10 +147,10 @@ def as_batch(item: Any, name: str, device: torch.device) -> Batch:
     else:
         got = f"{len(item)} parts" if isinstance(item, (tuple, list)) else f"a {type(item).__name__}"
         raise DataError(f"{name} must give pairs (inputs, targets), or mappings that the model takes, got {got}")
-    first = next((tensor for tensor in tensors([inputs, targets]) if tensor.ndim), None)
-    if first is None:
+    batch = Batch.of(inputs, targets)
+    if not any(tensor.ndim for tensor in tensors([inputs, targets])):
         raise DataError(f"{name} must give tensors or arrays, got a pair of {shapes(inputs)}")
-    return Batch(inputs, targets, first.shape[0])
+    return batch
 
 
 def _place(nest: Any, device: torch.device) -> Any:

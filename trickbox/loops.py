@@ -22,7 +22,7 @@ from trickbox.box import LOSS, UPDATES
 from trickbox.checks import check_model, check_untouched
 from trickbox.errors import ConfigError
 from trickbox.metrics import MODES, Forward
-from trickbox.nest import call, tensors
+from trickbox.nest import call
 from trickbox.optimization import keep_groups, repair
 from trickbox.run import Run, Wrap
 from trickbox.state import Batch, Loss
@@ -80,19 +80,14 @@ class Attached(Run):
         """
         state = self.state
         together = targets is None and isinstance(inputs, Mapping)
-        first = next((t for t in tensors([inputs, targets]) if t.ndim), None)
-        if first is None:
-            raise ConfigError(f"batch: the batch must hold tensors, got {inputs!r}")
         if inputs is self._of_closure is not None:
             self._move(state.epoch, state.batch_index)  # once more, for an optimizer that asks its closure again
             return state.batch.passed() if together else tuple(state.batch)
         self._of_closure = inputs if self._inside else None
         self._next_batch()
-        state.batch = (
-            Batch(dict(inputs), inputs.get("labels"), first.shape[0])
-            if together
-            else Batch(inputs, targets, first.shape[0])
-        )
+        state.batch = Batch.of(dict(inputs), inputs.get("labels")) if together else Batch.of(inputs, targets)
+        if state.batch.size == 0:
+            raise ConfigError(f"batch: the batch must hold tensors, got {inputs!r}")
         self._fire("batch")
         return state.batch.passed() if together else tuple(state.batch)
 
@@ -281,9 +276,8 @@ def attach(
             raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
     run = Attached(model, tricks, seed=torch.initial_seed() if seed is None else seed, forward=forward, wrap=wrap)
     run._steps_per_epoch = steps_per_epoch
-    first = next((t for t in tensors([inputs, targets]) if t.ndim), None)
     run._open(
-        Batch(inputs, targets, 0 if first is None else first.shape[0]),
+        Batch.of(inputs, targets),
         loss=loss,
         max_epochs=epochs,
         batches_per_epoch=steps_per_epoch,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from trickbox import ranks
-from trickbox.checks import is_sharded
 from trickbox.data import Source
 from trickbox.hooks import hookimpl
 from trickbox.metrics import Forward, Meter, measure
@@ -23,6 +22,7 @@ class Core:
         self.forward = forward
         self.model: Any = None
         """The model inside what `wrap` has put around it."""
+        self.sharded = False
         self.valid: Source | None = None
         self.meter = Meter({})
         self.window = 0
@@ -60,8 +60,7 @@ class Core:
             return {}
         assert state.loss is not None
         # Ranks that hold shards must make the same forwards; others share them, past the wrap that would join them.
-        sharded = is_sharded(state.model)
-        model = self.model if sharded or ranks.world() == 1 else state.model
+        model = self.model if self.sharded or ranks.world() == 1 else state.model
         # What a loader draws here is harmless: every epoch starts from seeds of its own.
-        found = measure(model, self.valid, state.loss, self.meter, self.forward, shared=not sharded)
+        found = measure(model, self.valid, state.loss, self.meter, self.forward, shared=not self.sharded)
         return {f"val_{name}": value for name, value in found.items()}

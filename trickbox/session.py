@@ -26,6 +26,7 @@ from trickbox.checks import (
     check_untouched,
     check_valid,
     check_wrapped,
+    is_sharded,
     plan_surgery,
 )
 from trickbox.data import KeptGenerators, Source, as_batch, as_source, check_finite, find_device, length
@@ -234,7 +235,7 @@ class Session(Run):
             metric_modes=modes,
         )
         check_wrapped(self._wrapped)
-        self._core.model = self._wrapped
+        self._core.model, self._core.sharded = self._wrapped, is_sharded(self._wrapped)
         state = self._state
         state.optimizer = build_optimizer(self._given_optimizer, state, self._before)
         state.optimizer.zero_grad()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from attrs import define, field, frozen
 
 from trickbox.errors import ConfigError, near
 from trickbox.history import History
+from trickbox.nest import tensors
 from trickbox.surgery import Clock, Draws
 
 if TYPE_CHECKING:
@@ -33,6 +34,17 @@ class Batch:
     inputs: Any
     targets: Any
     size: int
+
+    @classmethod
+    def of(cls, inputs: Any, targets: Any) -> Self:
+        """The batch of *inputs* and *targets*; its size is the length of the first tensor that has one, or 0.
+
+        >>> import torch
+        >>> Batch.of([torch.zeros(()), torch.zeros(4, 2)], None).size
+        4
+        """
+        first = next((tensor for tensor in tensors([inputs, targets]) if tensor.ndim), None)
+        return cls(inputs, targets, 0 if first is None else first.shape[0])
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.inputs, self.targets))

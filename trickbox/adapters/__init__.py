@@ -27,7 +27,7 @@ from trickbox.errors import ConfigError
 from trickbox.hooks import PHASES
 from trickbox.loops import Attached
 from trickbox.metrics import Forward
-from trickbox.nest import call, tensors
+from trickbox.nest import call
 from trickbox.run import refuse_answers
 from trickbox.state import Batch
 from trickbox.streams import forked
@@ -128,8 +128,7 @@ def split(batch: Any, labels: tuple[str, ...] = ("labels",)) -> Batch:
         inputs, targets = dict(batch), found[0] if len(found) == 1 else tuple(found) or None
     elif _is_pair(batch):
         inputs, targets = batch
-    first = next((tensor for tensor in tensors([inputs, targets]) if tensor.ndim), None)
-    return Batch(inputs, targets, 0 if first is None else first.shape[0])
+    return Batch.of(inputs, targets)
 
 
 def join(batch: Batch, before: Batch, like: Any, labels: tuple[str, ...] = ("labels",)) -> Any:
