@@ -1,16 +1,17 @@
-"""What does trickbox cost? The lesson's training job, six ways, interleaved in one process.
+"""What does trickbox cost? The lesson's training job, six ways, in turns of one epoch each.
 
     notebook    DataLoader, ``.item()`` each step: the loop that people write
     by hand     resident tensors, fused Adam, no sync in a step: the best loop that can be written by hand
-    attached    the loop of `by hand`, with trickbox.attach and the four lines that it needs
-    tensors     trickbox.fit on the same tensors, same optimizer as `by hand`
+    attached    the loop of `by hand`, with trickbox.attach and the lines that it needs
+    tensors     the loop of trickbox.fit on the same tensors, same optimizer as `by hand`
     idle        the same with eight idle tricks
-    loader      trickbox.fit on the DataLoader, same optimizer as `notebook`
+    loader      the loop of trickbox.fit on the DataLoader, same optimizer as `notebook`
 
-360 series, batch 32, Adam, 15 epochs, validation of 120 series in each epoch. Every ratio is taken in a sandwich: the
-arm between two runs of what it is compared with, so that a machine that gets slower or faster disturbs it least. The
-median over blocks is printed with its quartiles. `by hand` against itself is the noise floor. Final weights must be
-equal bit for bit.
+360 series, batch 32, Adam, 15 epochs, validation of 120 series in each epoch. Every ratio is taken in a sandwich: two
+runs of what an arm is compared with and one of the arm between them, all three in turns of an epoch, so that a machine
+that gets slower or faster disturbs it least. The median over blocks is printed with its quartiles. `by hand` against
+itself is the noise floor. What happens once, before the first epoch, is shown apart. Final weights must be equal bit
+for bit.
 
     python benchmarks/overhead.py [BLOCKS]
 """
@@ -22,7 +23,7 @@ import gc
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,7 @@ from trickbox.tasks.waveforms import PlainNet, Waveforms
 EPOCHS, BATCH = 15, 32
 DATA = Waveforms().data(seed=0)
 (INPUTS, TARGETS), (VALID_INPUTS, VALID_TARGETS) = DATA.train, DATA.valid
+STEPS = -(-len(TARGETS) // BATCH)
 LOSS = nn.CrossEntropyLoss()
 ADAM = partial(torch.optim.Adam, lr=0.01)
 FUSED = partial(torch.optim.Adam, lr=0.01, fused=True)
@@ -48,9 +50,10 @@ def loaders() -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, 
     return train, DataLoader(TensorDataset(*DATA.valid), batch_size=BATCH)
 
 
-def notebook(model: nn.Module) -> None:
+def notebook(model: nn.Module) -> Iterator[None]:
     train, valid = loaders()
     optimizer = ADAM(model.parameters())
+    yield
     for epoch in range(EPOCHS):
         train.generator.manual_seed(derive(0, "order", epoch))
         model.train()
@@ -69,61 +72,78 @@ def notebook(model: nn.Module) -> None:
                 outputs = model(inputs)
                 total += LOSS(outputs, targets).item()
                 correct += (outputs.argmax(1) == targets).sum().item()
+        yield
 
 
-def by_hand(model: nn.Module, run: Any = None) -> None:
+def by_hand(model: nn.Module) -> Iterator[None]:
     optimizer = FUSED(model.parameters())
-    if run is not None:
-        run.watch(optimizer)
+    yield
     for epoch in range(EPOCHS):
-        order = torch.randperm(len(TARGETS), generator=torch.Generator().manual_seed(derive(0, "order", epoch)))
-        model.train()
-        losses, kept = [], []
-        for index in order.split(BATCH):
-            inputs, targets = INPUTS[index], TARGETS[index]
-            outputs = model(inputs)
-            loss = LOSS(outputs, targets)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.detach())
-            kept.append(outputs.detach())
-        model.eval()
-        with torch.no_grad():
-            outputs = model(VALID_INPUTS)
-            correct = (torch.cat(kept).argmax(1) == TARGETS[order]).float().mean()
-            valid_correct = (outputs.argmax(1) == VALID_TARGETS).float().mean()
-            numbers = torch.stack([*losses, correct, LOSS(outputs, VALID_TARGETS), valid_correct]).tolist()
-        if run is not None and run.epoch_end(val_loss=numbers[-2]):
+        one_epoch(model, optimizer, epoch)
+        yield
+
+
+def attached(model: nn.Module) -> Iterator[None]:
+    run = tb.attach(model, [], INPUTS[:BATCH], epochs=EPOCHS, steps_per_epoch=STEPS)
+    optimizer = run.watch(FUSED(model.parameters()))
+    yield
+    for epoch in range(EPOCHS):
+        val_loss = one_epoch(model, optimizer, epoch)
+        if run.epoch_end(val_loss=val_loss):
             break
-    if run is not None:
-        run.close()
+        yield
+    run.close()
 
 
-def attached(model: nn.Module) -> None:
-    by_hand(model, tb.attach(model, [], INPUTS[:BATCH], epochs=EPOCHS, steps_per_epoch=-(-len(TARGETS) // BATCH)))
+def one_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> float:
+    order = torch.randperm(len(TARGETS), generator=torch.Generator().manual_seed(derive(0, "order", epoch)))
+    model.train()
+    losses, kept = [], []
+    for index in order.split(BATCH):
+        inputs, targets = INPUTS[index], TARGETS[index]
+        outputs = model(inputs)
+        loss = LOSS(outputs, targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        kept.append(outputs.detach())
+    model.eval()
+    with torch.no_grad():
+        outputs = model(VALID_INPUTS)
+        correct = (torch.cat(kept).argmax(1) == TARGETS[order]).float().mean()
+        valid_correct = (outputs.argmax(1) == VALID_TARGETS).float().mean()
+        numbers: list[float] = torch.stack([*losses, correct, LOSS(outputs, VALID_TARGETS), valid_correct]).tolist()
+    return numbers[-2]
 
 
-def with_tensors(model: nn.Module, tricks: tuple[object, ...] = ()) -> None:
-    fit(model, DATA.train, DATA.valid, FUSED, tricks)
+def with_tensors(model: nn.Module, tricks: tuple[object, ...] = ()) -> Iterator[None]:
+    return fit(model, DATA.train, DATA.valid, FUSED, tricks)
 
 
-def with_idle_tricks(model: nn.Module) -> None:
-    with_tensors(model, tuple((f"idle{number}", "placebo") for number in range(8)))
+def with_idle_tricks(model: nn.Module) -> Iterator[None]:
+    return with_tensors(model, tuple((f"idle{number}", "placebo") for number in range(8)))
 
 
-def with_loader(model: nn.Module) -> None:
-    fit(model, *loaders(), ADAM, ())
+def with_loader(model: nn.Module) -> Iterator[None]:
+    return fit(model, *loaders(), ADAM, ())
 
 
-def fit(model: nn.Module, train: object, valid: object, optimizer: object, tricks: object) -> None:
-    tb.fit(
+def fit(model: nn.Module, train: object, valid: object, optimizer: Any, tricks: object) -> Iterator[None]:
+    """The loop of `trickbox.fit`, which stops after each epoch; an epoch's tail is timed with the next one."""
+    session = tb.Session(
         model, train, valid, loss=LOSS, optimizer=optimizer, tricks=tricks, max_epochs=EPOCHS, batch_size=BATCH,
-        device="cpu", progress=False,
+        device="cpu",
     )  # fmt: skip
+    with session:
+        yield
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
+            yield
 
 
-ARMS: dict[str, Callable[[nn.Module], None]] = {
+ARMS: dict[str, Callable[[nn.Module], Iterator[None]]] = {
     "notebook": notebook,
     "by hand": by_hand,
     "attached": attached,
@@ -137,39 +157,63 @@ RATIOS = (
     ("tensors", "by hand", "aim: at most 1.02"),
     ("idle", "by hand", "aim: at most 1.02"),
     ("by hand", "notebook", ""),
+    ("notebook", "notebook", "noise floor"),
     ("tensors", "notebook", ""),
     ("loader", "notebook", "aim: at most 1.00"),
 )
 
 
-def run(start: nn.Module, arm: Callable[[nn.Module], None]) -> tuple[float, Tensor]:
-    model = copy.deepcopy(start)
+class Run:
+    """One run of an arm on a copy of a model, an epoch at a time; what it does before the first is timed apart."""
+
+    def __init__(self, start: nn.Module, arm: str) -> None:
+        self.model = copy.deepcopy(start)
+        self.seconds = 0.0
+        began = time.perf_counter()
+        self._epochs = ARMS[arm](self.model)
+        next(self._epochs)
+        self.opening = time.perf_counter() - began
+
+    def advance(self) -> None:
+        began = time.perf_counter()
+        next(self._epochs, None)
+        self.seconds += time.perf_counter() - began
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+
+def together(start: nn.Module, *arms: str) -> list[Run]:
+    """Runs of several arms, in turns of an epoch."""
     gc.collect()
-    began = time.perf_counter()
-    arm(model)
-    return time.perf_counter() - began, torch.cat([p.detach().flatten() for p in model.parameters()])
+    runs = [Run(start, arm) for arm in arms]
+    for _ in range(EPOCHS + 1):  # the last turn ends the last epoch
+        for run in runs:
+            run.advance()
+    return runs
 
 
 def main(blocks: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     start = PlainNet()
-    weights = {name: run(start, arm)[1] for name, arm in ARMS.items()}
-    for name, like in (("attached", "by hand"), ("tensors", "by hand"), ("idle", "by hand"), ("loader", "notebook")):
+    weights = {name: together(start, name)[0].weights() for name in ARMS}
+    pairs = (("attached", "by hand"), ("tensors", "by hand"), ("idle", "by hand"), ("loader", "notebook"))
+    for name, like in pairs:
         same = "equal" if torch.equal(weights[name], weights[like]) else "NOT EQUAL"
         print(f"final weights of {name} and {like}: {same}, bit for bit")
-    seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+    found: dict[str, list[Run]] = {name: [] for name in ARMS}
     ratios: dict[tuple[str, str], list[float]] = {(name, like): [] for name, like, _ in RATIOS}
     for _ in range(blocks):
         for name, like, _ in RATIOS:
-            before, middle, after = (run(start, ARMS[arm])[0] for arm in (like, name, like))
-            ratios[name, like].append(2 * middle / (before + after))
-            seconds[like] += [before, after]
-            seconds[name].append(middle)
-    steps = EPOCHS * -(-len(TARGETS) // BATCH)
+            before, middle, after = together(start, like, name, like)
+            ratios[name, like].append(2 * middle.seconds / (before.seconds + after.seconds))
+            found[name].append(middle)
     print(f"\n{blocks} blocks, 1 thread, {platform.machine()}, torch {torch.__version__}\n")
-    for name, found in seconds.items():
-        print(f"{name:<9} {np.median(found) * 1e6 / steps:7.1f} microseconds a step, validation included")
+    for name, runs in found.items():
+        step = np.median([run.seconds for run in runs]) * 1e6 / (EPOCHS * STEPS)
+        opening = np.median([run.opening for run in runs]) * 1e3
+        print(f"{name:<9} {step:7.1f} microseconds a step, validation included; {opening:5.2f} ms before the first")
     print()
     for name, like, aim in RATIOS:
         low, middle, high = np.percentile(ratios[name, like], (25, 50, 75))

@@ -12,7 +12,6 @@ from trickbox.data import Source
 from trickbox.hooks import hookimpl
 from trickbox.metrics import Forward, Meter, measure
 from trickbox.state import State
-from trickbox.steps import evaluates_closure
 
 
 class Core:
@@ -23,6 +22,8 @@ class Core:
         self.model: Any = None
         """The model inside what `wrap` has put around it."""
         self.sharded = False
+        self.closure = False
+        """Whether the optimizer computes its gradients by itself, through a closure."""
         self.valid: Source | None = None
         self.meter = Meter({})
         self.window = 0
@@ -47,7 +48,7 @@ class Core:
         assert optimizer is not None
         if state.take_step is not None:
             state.take_step(optimizer)
-        elif evaluates_closure(optimizer):
+        elif self.closure:
             optimizer.step(torch.enable_grad()(state.replay))  # type: ignore[arg-type]
         else:
             optimizer.step()

@@ -51,7 +51,6 @@ class Run:
         self._forward = forward
         self._wrap = wrap
         self._update = Opened()
-        self._updating = False
         self._phases: set[str] = set()
         """The phases that the loop has opened for the tricks."""
         self._passes: Callable[[], Any] | None = None
@@ -217,8 +216,6 @@ class Run:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Begin the phase `update` around a step that the loop takes by itself."""
-        if self._updating:
-            return None
         try:
             refuse_answers("update", self._answers["update"])
             wrappers = self._wrappers["update"]
@@ -232,8 +229,6 @@ class Run:
 
     def _after_step(self, made: bool) -> None:
         """End the phase `update` around a step that the loop has taken by itself."""
-        if self._updating:
-            return
         try:
             self._update.leave(made)
         except Exception as error:

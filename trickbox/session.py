@@ -38,6 +38,7 @@ from trickbox.optimization import OptimizerFactory, build_optimizer, keep_groups
 from trickbox.phases import Core
 from trickbox.run import Run, Wrap
 from trickbox.state import Batch, Loss
+from trickbox.steps import evaluates_closure
 from trickbox.streams import GlobalState, GlobalStreams
 from trickbox.surgery import undo
 
@@ -112,7 +113,7 @@ class Session(Run):
         self._max_epochs, self._max_steps = max_epochs, max_steps
         self._seconds: list[float] = []
         self._broken_off = 0
-        self._handed: Batch | None = None
+        self._handed = Batch(None, None, 0)
         self._own_batches = 0
         self._window: list[tuple[Batch, int]] = []
 
@@ -182,9 +183,9 @@ class Session(Run):
         Raises `ConfigError` when a trick acts on the loss that the caller computes.
         """
         state = self._state
-        state.batch = self._handed if self._was_handed(batch) else self._own_batch(batch, loss)  # type: ignore[assignment]
+        if batch is not self._handed:
+            self._take_over(batch, loss)
         state.outputs = outputs
-        self._window.append((state.batch, state.batch_index))
         try:
             if loss is None:
                 loss = self._compute_loss(state)
@@ -192,11 +193,11 @@ class Session(Run):
                 raise ConfigError("a trick acts in compute_loss, which a loss handed to step() passes by")
             else:
                 state.again = None  # only the caller could compute it once more
-            if len(self._window) == 1:
-                self._core.window = state.batches_per_update * state.batch.size
             state.batch_loss = loss
-            self._backward(state)
-            if len(self._window) >= state.batches_per_update:
+            if state.batches_per_update > 1:
+                self._accumulate()
+            else:
+                self._backward(state)
                 self._update_once()
         except Exception as error:
             self._steps.put_back()
@@ -240,6 +241,7 @@ class Session(Run):
         state.optimizer = build_optimizer(self._given_optimizer, state, self._before)
         state.optimizer.zero_grad()
         state.again = self._passes = self._replay
+        self._core.closure = evaluates_closure(state.optimizer)
         self._steps.follow(state.optimizer)
         self._globals = GlobalStreams(state.streams)
         self._compute_loss, self._backward = self._answered("compute_loss"), self._answered("backward")
@@ -274,34 +276,43 @@ class Session(Run):
         # Also in the first one, for whose order a loader has drawn by now.
         self._globals.advance(index)
 
-    def _was_handed(self, batch: Any) -> bool:
-        """Whether *batch* is the one that `batches` has given last, also as the pair that it was unpacked to."""
-        handed = self._handed
-        if handed is None or batch is handed:
-            return handed is not None
-        return isinstance(batch, tuple) and len(batch) == 2 and all(map(operator.is_, batch, handed))
+    def _take_over(self, batch: Any, loss: Tensor | None) -> None:
+        """Make a batch that `batches` has not given the one of the run.
 
-    def _own_batch(self, batch: Any, loss: Tensor | None) -> Batch:
-        """A batch that `batches` has not given; where the caller has the loss already, nothing can act on it."""
-        state = self._state
+        Where the caller has the loss already, no trick can act on it; the pair that the last batch was unpacked to has
+        been acted on.
+        """
+        state, handed = self.state, self._handed
+        if isinstance(batch, tuple) and len(batch) == 2 and all(map(operator.is_, batch, handed)):
+            state.batch = handed
+            return
         self._start_batch(self._own_batches)
         self._own_batches += 1
         state.batch = batch if isinstance(batch, Batch) else as_batch(batch, "step", self._device)
         if loss is None:
             self._fire("batch")
-        return state.batch
+
+    def _accumulate(self) -> None:
+        """Add the gradients of one of several batches that share an update, and make it with the last of them."""
+        state = self._state
+        if not self._window:
+            self._core.window = state.batches_per_update * state.batch.size
+        self._window.append((state.batch, state.batch_index))
+        self._backward(state)
+        if len(self._window) == state.batches_per_update:
+            self._weigh()
+            self._update_once()
 
     def _update_once(self) -> None:
         """Fire `update` for the batches since the last one."""
-        if self._state.batches_per_update > 1:
-            self._weigh()
-        self._updating = True
+        self._steps.ours = True
         try:
             self._answered_update(self._state)
         finally:
-            self._updating = False
-            self._window.clear()
+            self._steps.ours = False
             self._state.again = self._passes
+            if self._window:
+                self._window.clear()
 
     def _weigh(self) -> None:
         """Where an update got other samples than expected, such as the last of an epoch, make its gradients a mean."""
@@ -313,19 +324,20 @@ class Session(Run):
     def _flush(self) -> None:
         """Make the update that the last batches of an epoch wait for."""
         if self._window:
+            self._weigh()
             self._guarded(lambda _: self._update_once())
 
     def _replay(self) -> Tensor:
         state, batch, outputs = self._state, self._state.batch, self._state.outputs
         assert state.optimizer is not None
         state.optimizer.zero_grad()
-        for one, index in self._window:
+        for one, index in list(self._window) or [(batch, state.batch_index)]:
             self._move(state.epoch, index)
             self._globals.advance(index)
             state.batch = one
             state.batch_loss = self._compute_loss(state)
             self._backward(state)
-        if state.batches_per_update > 1:
+        if self._window:
             self._weigh()
         state.batch, state.outputs = batch, outputs
         return state.batch_loss.detach()  # type: ignore[no-any-return]

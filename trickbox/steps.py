@@ -59,6 +59,8 @@ class Steps:
     after: Callable[[bool], None]
     made: dict[torch.optim.Optimizer, int] = field(factory=dict, init=False)
     """The steps that each optimizer has made."""
+    ours: bool = field(default=False, init=False)
+    """Whether the run takes the step that is taken now by itself, so that nobody need be told."""
     lr: Any = field(default=None, init=False)
     """The learning rate of the last step, in the first group."""
     _scaling: Scaling = field(factory=Scaling, init=False)
@@ -73,10 +75,8 @@ class Steps:
         leave: Callable[..., Any] = self._leave
         if sum("step" in vars(kind) for kind in type(optimizer).__mro__) > 2:
             enter, leave = self._enter_outermost, self._leave_outermost
-        # A step that is compiled must not take the hooks into its graph, where the numbers would freeze.
-        outside: Any = torch.compiler.disable
-        self._handles.append(optimizer.register_step_pre_hook(outside(enter)))
-        self._handles.append(optimizer.register_step_post_hook(outside(leave)))
+        self._handles.append(optimizer.register_step_pre_hook(_outside_graphs(enter)))
+        self._handles.append(optimizer.register_step_post_hook(_outside_graphs(leave)))
 
     def release(self) -> None:
         """Leave all optimizers alone again."""
@@ -92,7 +92,7 @@ class Steps:
     def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         state = self.state
         state.optimizer, state.step = optimizer, self.made[optimizer]
-        changed = self.before(optimizer, args, kwargs)
+        changed = None if self.ours else self.before(optimizer, args, kwargs)
         if state.scales:
             self._scaling.write(optimizer, state)
         lr = optimizer.param_groups[0]["lr"]
@@ -100,13 +100,15 @@ class Steps:
         return changed
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._scaling.put_back()
+        if self.state.scales:
+            self._scaling.put_back()
         # Under a GradScaler a fused optimizer is stepped always, and skips by itself.
         skipped = getattr(optimizer, "found_inf", None)
         made = skipped is None or not bool(skipped)
         self.made[optimizer] += made
         self.state.step = self.made[optimizer]
-        self.after(made)
+        if not self.ours:
+            self.after(made)
 
     def _enter_outermost(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """`_enter`, where a class calls the step of its base class: torch then fires the hooks of both."""
@@ -121,6 +123,16 @@ class Steps:
         if self._depth == 0:
             self._outermost = None
             self._leave(optimizer, args, kwargs)
+
+
+def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """*hook*, which a step that is compiled must not take into its graph, where its numbers would freeze."""
+    outside: Any = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+    def called(*step: Any) -> Any:
+        return outside(*step) if torch.compiler.is_compiling() else hook(*step)
+
+    return called
 
 
 def check_scales(optimizer: torch.optim.Optimizer, state: State) -> None:

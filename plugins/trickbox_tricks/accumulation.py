@@ -34,4 +34,3 @@ class Accumulate:
         """Let the run accumulate."""
         if self.batches > 1:
             state.batches_per_update = self.batches
-            state.surgery.note("update", f"one for {self.batches} batches")

@@ -112,4 +112,4 @@ def test_a_loop_that_steps_its_optimizer_itself_is_told_to_accumulate_there() ->
 
 
 def test_explain_says_what_it_does() -> None:
-    assert "accumulate: update: one for 8 batches" in explain(net(), data()[0], [Accumulate(8)])
+    assert "accumulate: updates: one for 8 batches" in explain(net(), data()[0], [Accumulate(8)])
