@@ -144,10 +144,9 @@ class GlobalStreams(GlobalState):
         self._noise = 0
 
     def start_epoch(self, epoch: int) -> None:
-        """Seed all global generators for the order of an epoch, and torch's for its first batch."""
+        """Seed all global generators for the order of an epoch: a loader draws its own from them, alike on all ranks."""
         seed_global(derive(self._streams.seed, "order", epoch))
         self._noise = self._streams.derive("noise", epoch)
-        self.advance(0)
 
     def advance(self, batch: int) -> None:
         """Seed torch's global generators for a batch of the current epoch."""

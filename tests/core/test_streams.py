@@ -122,6 +122,7 @@ def test_the_global_torch_generator_moves_along_with_the_batches():
     with forked():
         owned = GlobalStreams(Streams(5))
         owned.start_epoch(2)
+        owned.advance(0)
         first = torch.rand(4)
         owned.advance(3)
         found = torch.rand(4)
@@ -144,10 +145,13 @@ def test_ranks_share_the_order_of_an_epoch_but_not_the_noise_of_a_step():
     found = []
     with forked():
         for rank in (0, 1):
-            GlobalStreams(Streams(5, rank=rank)).start_epoch(2)
-            found.append((random.random(), np.random.rand(), torch.rand(2).tolist()))
-    assert found[0][:2] == found[1][:2]
-    assert found[0][2] != found[1][2]
+            owned = GlobalStreams(Streams(5, rank=rank))
+            owned.start_epoch(2)
+            order = random.random(), np.random.rand(), torch.rand(2).tolist()
+            owned.advance(0)
+            found.append((order, torch.rand(2).tolist()))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_global_streams_are_put_back(untouched):

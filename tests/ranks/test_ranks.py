@@ -102,6 +102,11 @@ def _order_seed():
     return derive(0, "order", 0)
 
 
+def test_a_loader_that_draws_its_order_globally_is_shared_out_without_repeats(found):
+    for one, other in zip(found[0]["samples"], found[1]["samples"], strict=True):
+        assert sorted([*one, *other]) == list(range(96))
+
+
 def test_what_would_train_apart_is_refused(found):
     for rank in found:
         assert rank["no wrap"].startswith("2 processes would each train a model of their own; pass wrap=")

@@ -100,6 +100,19 @@ def masks():
     return {"mask": seen[0].flatten().tolist(), "targets": targets.flatten().tolist()}
 
 
+def samples():
+    """Which samples this rank trains on, where a loader draws its order from the global generator."""
+    data = TensorDataset(torch.arange(96.0)[:, None, None].expand(96, 2, 24).clone(), torch.arange(96) % 3)
+    seen = []
+    with tb.Session(
+        net(), DataLoader(data, batch_size=16, shuffle=True), loss=nn.CrossEntropyLoss(), optimizer=SGD, max_epochs=2,
+        device="cpu", wrap=DistributedDataParallel,
+    ) as session:  # fmt: skip
+        for _ in session.epochs():
+            seen.append([int(v) for batch in session.batches() for v in batch.inputs[:, 0, 0]])
+    return seen
+
+
 def cells():
     """A plain loop under DDP with every family: what acted, what was refused, and the weights it ended in."""
     original = variant("distributed", None)(None)
@@ -137,6 +150,7 @@ def main():
     found["masks"] = masks()
     found["order"] = [float(batch.inputs.sum()) for batch in _order()]
     found["cells"] = cells()
+    found["samples"] = samples()
     refusals(found)
     (Path(sys.argv[1]) / f"{ranks.rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
