@@ -144,7 +144,7 @@ class GlobalStreams(GlobalState):
         self._noise = 0
 
     def start_epoch(self, epoch: int) -> None:
-        """Seed all global generators for the order of an epoch: a loader draws its own from them, alike on all ranks."""
+        """Seed all global generators for an epoch: a loader draws its order from them, the same on all ranks."""
         seed_global(derive(self._streams.seed, "order", epoch))
         self._noise = self._streams.derive("noise", epoch)
 
