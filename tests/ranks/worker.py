@@ -108,8 +108,9 @@ def samples():
         net(), DataLoader(data, batch_size=16, shuffle=True), loss=nn.CrossEntropyLoss(), optimizer=SGD, max_epochs=2,
         device="cpu", wrap=DistributedDataParallel,
     ) as session:  # fmt: skip
-        for _ in session.epochs():
-            seen.append(torch.cat([batch.inputs[:, 0, 0] for batch in session.batches()]).int().tolist())
+        seen.extend(
+            torch.cat([batch.inputs[:, 0, 0] for batch in session.batches()]).int().tolist() for _ in session.epochs()
+        )
     return seen
 
 
