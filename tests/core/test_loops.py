@@ -436,6 +436,29 @@ def test_without_a_closure_a_second_pass_is_refused():
     assert torch.equal(model.fc2.weight, before)
 
 
+def test_mixed_precision_acts_where_the_loop_opens_its_phases():
+    model, batch = net(), tiny_data(16)
+    with tb.attach(model, [tb.get("mixed_precision")()], batch[0]) as run:
+        optimizer = run.watch(SGD(model.parameters()))
+        with run.phase("compute_loss"):
+            outputs = model(batch[0])
+            loss = CRITERION(outputs, batch[1])
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad(), run.evaluating():
+            evaluated = model(batch[0])
+        run.epoch_end(val_loss=CRITERION(evaluated, batch[1]))
+    assert outputs.dtype == evaluated.dtype == torch.bfloat16
+    assert model(batch[0]).dtype == torch.float32
+
+
+def test_float16_is_refused_where_the_loop_scales_its_own_loss():
+    model = net()
+    run = tb.attach(model, [tb.get("mixed_precision")("float16")], tiny_data(4)[0])
+    with pytest.raises(tb.ConfigError, match="mixed_precision"):
+        run.watch(SGD(model.parameters()))
+
+
 # -- wrap -------------------------------------------------------------------------------------------------------------
 
 
