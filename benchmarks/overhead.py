@@ -9,9 +9,9 @@
 
 360 series, batch 32, Adam, 15 epochs, validation of 120 series in each epoch. Every ratio is taken in a sandwich: two
 runs of what an arm is compared with and one of the arm between them, all three in turns of an epoch, so that a machine
-that gets slower or faster disturbs it least. The median over blocks is printed with its quartiles. `by hand` against
-itself is the noise floor. What happens once, before the first epoch, is shown apart. Final weights must be equal bit
-for bit.
+that gets slower or faster disturbs it least. A block is such a run of 15 epochs, and its ratio the median of theirs;
+the median over blocks is printed with its quartiles. `by hand` against itself is the noise floor. What happens once,
+before the first epoch, is shown apart. Final weights must be equal bit for bit.
 
     python benchmarks/overhead.py [BLOCKS]
 """
@@ -130,16 +130,19 @@ def with_loader(model: nn.Module) -> Iterator[None]:
 
 
 def fit(model: nn.Module, train: object, valid: object, optimizer: Any, tricks: object) -> Iterator[None]:
-    """The loop of `trickbox.fit`, which stops after each epoch; an epoch's tail is timed with the next one."""
+    """The loop of `trickbox.fit`, which stops after each epoch, its tail and the start of the next included."""
     session = tb.Session(
         model, train, valid, loss=LOSS, optimizer=optimizer, tricks=tricks, max_epochs=EPOCHS, batch_size=BATCH,
         device="cpu",
     )  # fmt: skip
     with session:
+        epochs = session.epochs()
+        next(epochs)
         yield
-        for _ in session.epochs():
+        for _ in range(EPOCHS):
             for batch in session.batches():
                 session.step(batch)
+            next(epochs, None)
             yield
 
 
@@ -167,8 +170,11 @@ class Run:
     """One run of an arm on a copy of a model, an epoch at a time; what it does before the first is timed apart."""
 
     def __init__(self, start: nn.Module, arm: str) -> None:
+        # Where tensors lie in memory is worth a percent, so every run lies elsewhere.
+        self._spread = [torch.empty(int(size)) for size in np.random.default_rng().integers(1, 1 << 14, 32)]
         self.model = copy.deepcopy(start)
-        self.seconds = 0.0
+        self.seconds: list[float] = []
+        """Of each epoch."""
         began = time.perf_counter()
         self._epochs = ARMS[arm](self.model)
         next(self._epochs)
@@ -176,8 +182,8 @@ class Run:
 
     def advance(self) -> None:
         began = time.perf_counter()
-        next(self._epochs, None)
-        self.seconds += time.perf_counter() - began
+        next(self._epochs)
+        self.seconds.append(time.perf_counter() - began)
 
     def weights(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
@@ -187,7 +193,7 @@ def together(start: nn.Module, *arms: str) -> list[Run]:
     """Runs of several arms, in turns of an epoch."""
     gc.collect()
     runs = [Run(start, arm) for arm in arms]
-    for _ in range(EPOCHS + 1):  # the last turn ends the last epoch
+    for _ in range(EPOCHS):
         for run in runs:
             run.advance()
     return runs
@@ -207,11 +213,12 @@ def main(blocks: int) -> None:
     for _ in range(blocks):
         for name, like, _ in RATIOS:
             before, middle, after = together(start, like, name, like)
-            ratios[name, like].append(2 * middle.seconds / (before.seconds + after.seconds))
+            epochs = zip(before.seconds, middle.seconds, after.seconds, strict=True)
+            ratios[name, like].append(float(np.median([2 * mine / (one + other) for one, mine, other in epochs])))
             found[name].append(middle)
     print(f"\n{blocks} blocks, 1 thread, {platform.machine()}, torch {torch.__version__}\n")
     for name, runs in found.items():
-        step = np.median([run.seconds for run in runs]) * 1e6 / (EPOCHS * STEPS)
+        step = np.median([run.seconds for run in runs]) * 1e6 / STEPS
         opening = np.median([run.opening for run in runs]) * 1e3
         print(f"{name:<9} {step:7.1f} microseconds a step, validation included; {opening:5.2f} ms before the first")
     print()

@@ -52,6 +52,7 @@ class TensorSource:
         self._inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
         self._targets = map_tensors(lambda tensor: tensor.to(device), targets)
         self._size = next(tensors(inputs)).shape[0]
+        self._in_order = torch.arange(self._size, device=device)
         self._batch_size = batch_size
         self._device = device
 
@@ -62,33 +63,28 @@ class TensorSource:
         )
 
     def sample(self) -> Batch:
-        return self._cut(0, self._batch_size)
+        return self._at(self._in_order[: self._batch_size])
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         # Drawn on the CPU, so that the order is the same on every device.
         generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
         order = torch.randperm(self._size, generator=generator).to(self._device)
         for index in self._mine(torch.split(order, self._batch_size)):
-            yield Batch(_take(self._inputs, index), _take(self._targets, index), len(index))
+            yield self._at(index)
 
     def once(self, shared: bool = False) -> Iterator[Batch]:
-        step = self._batch_size * EVALUATION_BATCHES
         first, parts = (ranks.rank(), ranks.world()) if shared else (0, 1)
-        for start in range(first * step, self._size, parts * step):
-            yield self._cut(start, start + step)
+        for index in torch.split(self._in_order, self._batch_size * EVALUATION_BATCHES)[first::parts]:
+            yield self._at(index)
 
     def _mine(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
         """This rank's batch of every round of full batches; alone, all of them."""
         together = ranks.world()
         return indices if together == 1 else indices[ranks.rank() : len(self) * together : together]
 
-    def _cut(self, start: int, stop: int) -> Batch:
-        stop = min(stop, self._size)
+    def _at(self, index: Tensor) -> Batch:
         # Copies: a model that works on its inputs in place must not change the caller's data.
-        inputs, targets = (
-            map_tensors(lambda tensor: tensor[start:stop].clone(), nest) for nest in (self._inputs, self._targets)
-        )
-        return Batch(inputs, targets, stop - start)
+        return Batch(_take(self._inputs, index), _take(self._targets, index), index.shape[0])
 
 
 class LoaderSource:

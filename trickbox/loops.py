@@ -156,8 +156,7 @@ class Attached(Run):
 
     def _next_batch(self) -> None:
         """Move to a batch that the loop hands over."""
-        if self._hands_batches:
-            self._move(self.state.epoch, self.state.batch_index + 1)
+        self._move(self.state.epoch, self.state.batch_index + self._hands_batches)
         self._hands_batches = True
 
     # -- what the loop owes --------------------------------------------------------------------------------------------

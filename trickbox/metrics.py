@@ -82,34 +82,39 @@ class Meter:
         self._together = together
         self._functions = {n: m for n, m in metrics.items() if not _is_stateful(m)}
         self._stateful = {n: copy.deepcopy(m) for n, m in metrics.items() if _is_stateful(m)}
+        self._measures = bool(metrics)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self._found: list[tuple[str, Tensor, list[int]]] = []
-        self._clear()
+        self._pending: list[tuple[Tensor, Any, Any, int]] = []
+        self._elements = 0
+        self._found: list[tuple[Tensor, list[str], list[int]]] = []
         for metric in self._stateful.values():
             metric.reset()
 
     def add(self, outputs: Any, targets: Any, loss: Tensor, size: int) -> None:
-        """Take in one batch."""
-        self._losses.append(loss.detach())
-        self._sizes.append(size)
-        if outputs is not None and (self._functions or self._stateful):
-            self._batches.append((outputs.detach() if isinstance(outputs, Tensor) else outputs, targets, size))
-            self._elements += outputs.numel() if isinstance(outputs, Tensor) else PENDING_ELEMENTS
-        if self._elements >= PENDING_ELEMENTS or len(self._sizes) >= PENDING_BATCHES:
+        """Take in one batch; without *outputs* only its loss."""
+        if not self._measures:
+            outputs = None
+        elif isinstance(outputs, Tensor):
+            outputs = outputs.detach()
+            self._elements += outputs.numel()
+        elif outputs is not None:
+            self._elements = PENDING_ELEMENTS
+        self._pending.append((loss.detach(), outputs, targets, size))
+        if self._elements >= PENDING_ELEMENTS or len(self._pending) >= PENDING_BATCHES:
             self._fold()
 
     def result(self) -> dict[str, float]:
         """The averages so far; the one place where the host waits for the device."""
         self._fold()
-        values = iter(torch.cat([tensor for _, tensor, _ in self._found]).tolist() if self._found else [])
         names = ["loss", *self._functions]
         sums, weights = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-        for name, _, sizes in self._found:
-            sums[name] += sum(next(values) * size for size in sizes)
-            weights[name] += sum(sizes)
+        for numbers, names, sizes in self._found:
+            for name, number, size in zip(names, numbers.tolist(), sizes, strict=True):
+                sums[name] += number * size
+                weights[name] += size
         if self._together:  # also where this rank had no batch
             sums, weights = _over_ranks(sums), _over_ranks(weights)
         averages = {name: total / weights[name] for name, total in sums.items() if weights[name]}
@@ -119,36 +124,35 @@ class Meter:
 
     @torch.no_grad()
     def _fold(self) -> None:
-        """Turn what is pending into a few small tensors, still on the device."""
-        if not self._sizes:
+        """Turn what is pending into one small tensor, still on the device."""
+        if not self._pending:
             return
-        losses = torch.stack(self._losses).reshape(-1)
-        self._found.append(("loss", losses, self._sizes))
-        for outputs, targets, size in self._joined():
+        pending, self._pending, self._elements = self._pending, [], 0
+        numbers = [loss for loss, _, _, _ in pending]
+        names, sizes = ["loss"] * len(pending), [size for _, _, _, size in pending]
+        device = numbers[0].device
+        for outputs, targets, size in _joined(pending):
             if self._classes and targets.is_floating_point():
                 targets = targets.argmax(1)  # noqa: PLW2901
             for name, function in self._functions.items():
-                value = torch.as_tensor(function(outputs, targets), device=losses.device)
-                self._found.append((name, value.reshape(1), [size]))
+                numbers.append(torch.as_tensor(function(outputs, targets), device=device))
+                names.append(name)
+                sizes.append(size)
             for metric in self._stateful.values():
-                metric.to(losses.device).update(outputs, targets)
-        self._clear()
+                metric.to(device).update(outputs, targets)
+        self._found.append((torch.stack([n.reshape(()) if n.ndim else n for n in numbers]), names, sizes))
 
-    def _joined(self) -> list[tuple[Any, Any, int]]:
-        """The pending batches as one, where their shapes allow it."""
-        if len(self._batches) < 2:
-            return self._batches
-        outputs, targets, sizes = zip(*self._batches, strict=True)
-        for side in (outputs, targets):
-            if not all(isinstance(t, Tensor) and t.ndim and t.shape[1:] == side[0].shape[1:] for t in side):
-                return self._batches
+
+def _joined(pending: list[tuple[Tensor, Any, Any, int]]) -> list[tuple[Any, Any, int]]:
+    """The batches whose outputs were kept, as one where their shapes allow it."""
+    batches = [(outputs, targets, size) for _, outputs, targets, size in pending if outputs is not None]
+    if len(batches) < 2:
+        return batches
+    outputs, targets, sizes = zip(*batches, strict=True)
+    try:
         return [(torch.cat(outputs), torch.cat(targets), sum(sizes))]
-
-    def _clear(self) -> None:
-        self._losses: list[Tensor] = []
-        self._sizes: list[int] = []
-        self._batches: list[tuple[Any, Any, int]] = []
-        self._elements = 0
+    except (TypeError, RuntimeError):
+        return batches
 
 
 def measure(

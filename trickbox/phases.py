@@ -12,6 +12,7 @@ from trickbox.data import Source
 from trickbox.hooks import hookimpl
 from trickbox.metrics import Forward, Meter, measure
 from trickbox.state import State
+from trickbox.steps import drop_gradients
 
 
 class Core:
@@ -52,7 +53,7 @@ class Core:
             optimizer.step(torch.enable_grad()(state.replay))  # type: ignore[arg-type]
         else:
             optimizer.step()
-        optimizer.zero_grad()
+        drop_gradients(optimizer)
         return state.step > before
 
     @hookimpl

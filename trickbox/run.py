@@ -180,10 +180,7 @@ class Run:
         """Move everything that is drawn to a batch of an epoch."""
         state = self._state
         state.epoch, state.batch_index = epoch, index
-        if index == 0:
-            state.streams.start_epoch(epoch)
-        else:
-            state.streams.advance(index)
+        state.streams.move(epoch, index)
         if self._draws:
             state.clock.set((epoch << _TIME) + index)
 

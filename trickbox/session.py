@@ -38,8 +38,8 @@ from trickbox.optimization import OptimizerFactory, build_optimizer, keep_groups
 from trickbox.phases import Core
 from trickbox.run import Run, Wrap
 from trickbox.state import Batch, Loss
-from trickbox.steps import evaluates_closure
-from trickbox.streams import GlobalState, GlobalStreams
+from trickbox.steps import drop_gradients, evaluates_closure
+from trickbox.streams import GlobalState, derive, seed_global
 from trickbox.surgery import undo
 
 
@@ -163,7 +163,7 @@ class Session(Run):
         complete = False
         try:
             for index, batch in enumerate(self._train.epoch(self._seed, state.epoch)):
-                self._start_batch(index)
+                self._move(state.epoch, index)
                 state.batch = batch
                 if batch_hook is not None:
                     self._guarded(batch_hook)
@@ -239,11 +239,12 @@ class Session(Run):
         self._core.model, self._core.sharded = self._wrapped, is_sharded(self._wrapped)
         state = self._state
         state.optimizer = build_optimizer(self._given_optimizer, state, self._before)
-        state.optimizer.zero_grad()
+        drop_gradients(state.optimizer)
         state.again = self._passes = self._replay
         self._core.closure = evaluates_closure(state.optimizer)
         self._steps.follow(state.optimizer)
-        self._globals = GlobalStreams(state.streams)
+        self._globals = GlobalState()
+        state.streams.own_globals()
         self._compute_loss, self._backward = self._answered("compute_loss"), self._answered("backward")
         self._validate, self._answered_update = self._answered("validate"), self._answered("update")
         self._loss_is_tricked = bool(self._box.acting("compute_loss"))
@@ -264,17 +265,12 @@ class Session(Run):
 
     def _start_epoch(self, epoch: int) -> None:
         self._move(epoch, 0)
-        self._globals.start_epoch(epoch)
+        # A loader draws its order from them, the same on all ranks.
+        seed_global(derive(self._seed, "order", epoch))
         self._meter.reset()
         self._own_batches = 0
         self._model.train()
         self._fire("epoch_start")
-
-    def _start_batch(self, index: int) -> None:
-        if index:
-            self._move(self._state.epoch, index)
-        # Also in the first one, for whose order a loader has drawn by now.
-        self._globals.advance(index)
 
     def _take_over(self, batch: Any, loss: Tensor | None) -> None:
         """Make a batch that `batches` has not given the one of the run.
@@ -286,7 +282,7 @@ class Session(Run):
         if isinstance(batch, tuple) and len(batch) == 2 and all(map(operator.is_, batch, handed)):
             state.batch = handed
             return
-        self._start_batch(self._own_batches)
+        self._move(state.epoch, self._own_batches)
         self._own_batches += 1
         state.batch = batch if isinstance(batch, Batch) else as_batch(batch, "step", self._device)
         if loss is None:
@@ -330,10 +326,9 @@ class Session(Run):
     def _replay(self) -> Tensor:
         state, batch, outputs = self._state, self._state.batch, self._state.outputs
         assert state.optimizer is not None
-        state.optimizer.zero_grad()
+        drop_gradients(state.optimizer)
         for one, index in list(self._window) or [(batch, state.batch_index)]:
             self._move(state.epoch, index)
-            self._globals.advance(index)
             state.batch = one
             state.batch_loss = self._compute_loss(state)
             self._backward(state)

@@ -135,6 +135,19 @@ def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Take the gradients off all parameters, as ``optimizer.zero_grad()`` does, at a fraction of its cost.
+
+    An optimizer with a `zero_grad` of its own is left to that.
+    """
+    if getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def check_scales(optimizer: torch.optim.Optimizer, state: State) -> None:
     """Raise `ConfigError` where a trick scales what *optimizer* does not have."""
     for name in state.scales:

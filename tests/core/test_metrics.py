@@ -56,7 +56,7 @@ def test_pending_batches_do_not_grow_without_bound(monkeypatch):
     meter = Meter({})
     for _ in range(7):
         meter.add(torch.zeros(1, 2), torch.zeros(1), torch.tensor(0.0), 1)
-    assert len(meter._losses) == 1
+    assert len(meter._pending) == 1
 
 
 def test_outputs_of_different_shapes_are_measured_batch_by_batch():
@@ -81,7 +81,7 @@ def test_the_meter_holds_no_graph():
     meter = Meter({"mean": mean_output})
     outputs = weight * 2
     meter.add(outputs, torch.zeros(2), outputs.sum(), 2)
-    assert not any(t.requires_grad for t in (*meter._losses, meter._batches[0][0]))
+    assert not any(t.requires_grad for t in meter._pending[0][:2])
 
 
 def test_accuracy_is_the_share_of_right_classes_also_for_segmentation():

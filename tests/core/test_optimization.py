@@ -702,3 +702,25 @@ def test_an_optimizer_that_could_not_be_watched_is_as_it_was(net, data):
 def test_gradients_from_before_the_run_do_not_count(run, net, data, same_bits):
     F.cross_entropy(net(data[0]), data[1]).backward()
     same_bits(run(model=net).model, run().model)
+
+
+class KeepsCount(torch.optim.SGD):
+    """An optimizer that clears gradients in a way of its own."""
+
+    cleared = 0
+
+    def zero_grad(self, set_to_none=True):
+        self.cleared += 1
+        super().zero_grad(set_to_none)
+
+
+def test_an_optimizer_that_clears_gradients_in_its_own_way_does_so(run, net, same_bits):
+    mine = KeepsCount(net.parameters(), lr=0.1)
+    counted = run(model=net, optimizer=mine)
+    assert mine.cleared == 1 + counted.history["step"][-1]
+    same_bits(counted.model, run(optimizer=partial(torch.optim.SGD, lr=0.1)).model)
+
+
+def test_a_run_leaves_no_gradients(run, net):
+    run(model=net)
+    assert all(parameter.grad is None for parameter in net.parameters())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from attrs import field
@@ -729,3 +731,25 @@ def test_an_error_in_training_leaves_nothing_global_behind_and_undo_works(run, n
     tb.undo(net)
     assert list(net.state_dict()) == keys
     assert all(not module._forward_hooks for module in net.modules())
+
+
+def test_every_epoch_seeds_all_global_generators_and_every_batch_torch_s(net, data):
+    """Promised to the user's own loaders and layers; the seeds are written out here."""
+    found, expected = [], []
+    with open_session(net, data, batch_size=8, seed=5, max_epochs=2) as session:
+        for _ in session.epochs():
+            found.append((random.random(), np.random.rand(), torch.rand(()).item()))
+            for batch in session.batches():
+                found.append(torch.rand(()).item())
+                session.step(batch)
+    with forked():
+        for epoch in (0, 1):
+            seed = derive(5, "order", epoch)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            expected.append((random.random(), np.random.rand(), torch.rand(()).item()))
+            for batch in range(session.state.batches_per_epoch):
+                torch.manual_seed(derive(5, "noise", epoch) + batch)
+                expected.append(torch.rand(()).item())
+    assert found == expected

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trickbox.authoring import derive, forked
-from trickbox.streams import GlobalState, GlobalStreams, Streams, seed_global
+from trickbox.streams import GlobalState, Streams, seed_global
 
 
 def draws(generator):
@@ -55,12 +55,10 @@ def test_a_stream_is_a_function_of_seed_purpose_epoch_and_batch():
     draws(one["a"])
     found = {}
     for epoch in (0, 1):
-        one.start_epoch(epoch)
         for batch in (0, 1):
-            one.advance(batch)
+            one.move(epoch, batch)
             found[epoch, batch] = draws(one["a"])
-    other.start_epoch(1)
-    other.advance(1)
+    other.move(1, 1)
     assert draws(other["a"]) == found[1, 1]
     assert len({str(value) for value in found.values()}) == 4
     assert found[1, 1] == draws(torch.Generator().manual_seed(derive(3, "a", 1) + 1))
@@ -70,8 +68,7 @@ def test_a_stream_that_is_first_asked_for_late_is_at_the_same_place():
     early, late = Streams(0), Streams(0)
     early["x"]
     for streams in (early, late):
-        streams.start_epoch(2)
-        streams.advance(5)
+        streams.move(2, 5)
     assert draws(early["x"]) == draws(late["x"])
 
 
@@ -85,16 +82,15 @@ def test_draws_in_one_stream_shift_no_other():
     draws(one["a"])
     draws(one["a"])
     assert draws(one["b"]) == draws(other["b"])
-    one.advance(1)
-    other.advance(1)
+    one.move(0, 1)
+    other.move(0, 1)
     assert draws(one["a"]) == draws(other["a"])
 
 
 def test_the_generator_of_a_purpose_stays_the_same_object():
     streams = Streams(0)
     kept = streams["a"]
-    streams.start_epoch(1)
-    streams.advance(3)
+    streams.move(1, 3)
     assert streams["a"] is kept
 
 
@@ -102,8 +98,7 @@ def test_streams_touch_no_global_generator(untouched):
     with untouched(None):
         streams = Streams(5)
         streams["a"]
-        streams.start_epoch(2)
-        streams.advance(3)
+        streams.move(2, 3)
         draws(streams["a"])
 
 
@@ -120,47 +115,36 @@ def test_ranks_share_no_stream_but_draw_the_same_in_init():
 
 def test_the_global_torch_generator_moves_along_with_the_batches():
     with forked():
-        owned = GlobalStreams(Streams(5))
-        owned.start_epoch(2)
-        owned.advance(0)
+        streams = Streams(5)
+        streams.own_globals()
+        streams.move(2, 0)
         first = torch.rand(4)
-        owned.advance(3)
+        streams.move(2, 3)
         found = torch.rand(4)
         for batch, drawn in ((0, first), (3, found)):
             torch.manual_seed(derive(5, "noise", 2) + batch)
             assert torch.equal(drawn, torch.rand(4))
 
 
-def test_an_epoch_seeds_python_and_numpy():
+def test_a_seed_for_all_global_generators_is_that_of_each():
     with forked():
-        GlobalStreams(Streams(5)).start_epoch(2)
-        found = random.random(), np.random.rand()
         seed_global(derive(5, "order", 2))
-        assert found == (random.random(), np.random.rand())
-        seed_global(derive(5, "order", 3))
-        assert found != (random.random(), np.random.rand())
+        found = random.random(), np.random.rand(), torch.rand(())
+        random.seed(derive(5, "order", 2))
+        np.random.seed(derive(5, "order", 2) % 2**32)
+        torch.manual_seed(derive(5, "order", 2))
+        assert found == (random.random(), np.random.rand(), torch.rand(()))
 
 
-def test_ranks_share_the_order_of_an_epoch_but_not_the_noise_of_a_step():
+def test_the_ranks_do_not_share_the_noise_of_a_step():
     found = []
     with forked():
         for rank in (0, 1):
-            owned = GlobalStreams(Streams(5, rank=rank))
-            owned.start_epoch(2)
-            order = random.random(), np.random.rand(), torch.rand(2).tolist()
-            owned.advance(0)
-            found.append((order, torch.rand(2).tolist()))
-    assert found[0][0] == found[1][0]
-    assert found[0][1] != found[1][1]
-
-
-def test_global_streams_are_put_back(untouched):
-    with untouched(None):
-        owned = GlobalStreams(Streams(5))
-        owned.start_epoch(2)
-        owned.advance(1)
-        torch.rand(2)
-        owned.put_back()
+            streams = Streams(5, rank=rank)
+            streams.own_globals()
+            streams.move(2, 0)
+            found.append(torch.rand(2).tolist())
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("seed", [None, 7])

@@ -182,10 +182,10 @@ def check_runs_do_not_interact(subject: Any) -> None:
         for _ in zip_longest(one.epochs(), other.epochs()):
             for first, second in zip(one.batches(), other.batches(), strict=True):
                 # The global generators, from which the model's own dropout draws, belong to whoever steps.
-                one._globals.advance(one.state.batch_index)
-                one.step(first)
-                other._globals.advance(other.state.batch_index)
-                other.step(second)
+                for session, batch in ((one, first), (other, second)):
+                    state = session.state
+                    torch.manual_seed(state.streams.derive("noise", state.epoch) + state.batch_index)
+                    session.step(batch)
     for session, model, expected in zip(sessions, models, alone, strict=True):
         if not session.state.stop_reason:
             _assert_same(expected, session.result(), "interleaved and alone", history=False)
