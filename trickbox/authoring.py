@@ -17,9 +17,11 @@ from trickbox.surgery import (
     DROPOUTS,
     NORMS,
     POOLS,
-    WEIGHT_LAYERS,
+    Anatomy,
     Draws,
     Event,
+    Join,
+    Places,
     Rank,
     Site,
     Surgery,
@@ -28,21 +30,23 @@ from trickbox.surgery import (
     norm_after,
 )
 from trickbox.targets import check_classes, labels_inside, probabilities, takes_probabilities
-from trickbox.trick import choice, flag, integer, interval, text, trick
+from trickbox.trick import choice, flag, integer, interval, places, text, trick
 
 __all__ = [
     "CONVOLUTIONS",
     "DROPOUTS",
     "NORMS",
     "POOLS",
-    "WEIGHT_LAYERS",
+    "Anatomy",
     "Batch",
     "ConfigError",
     "DataError",
     "Draws",
     "Event",
+    "Join",
     "NoEffectError",
     "Options",
+    "Places",
     "Rank",
     "Site",
     "State",
@@ -64,6 +68,7 @@ __all__ = [
     "map_tensors",
     "near",
     "norm_after",
+    "places",
     "probabilities",
     "refresh",
     "resolve_monitor",

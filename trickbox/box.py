@@ -93,7 +93,7 @@ class Box:
                 state.surgery.note(UPDATES, f"one for {state.batches_per_update} batches")
             if state.loss is not loss:
                 state.surgery.note(LOSS, "replaced")
-            acted = any(note.trick == member.name and not note.skipped for note in state.surgery.notes)
+            acted = any(note.trick == member.name and note.kind == "edit" for note in state.surgery.notes)
             if hooks_of(member.trick) == ["init"] and not acted and not is_off(member.trick):
                 state.surgery.require([], "a place to act")
         self.idle = state.idle

@@ -346,7 +346,7 @@ def explain(model: nn.Module, inputs: Any, tricks: Any, *, seed: int = 0, forwar
     lines = [run._box.order(), "Model"]
     for note in run.state.surgery.notes:
         parameters = f", {note.parameters:+d} parameters" if note.parameters else ""
-        skipped = "skipped: " if note.skipped else ""
+        skipped = "skipped: " if note.kind == "skip" else ""
         lines.append(f"  {note.trick}: {note.where}: {skipped}{note.what}{parameters}")
     after = sum(p.numel() for p in model.parameters())
     lines.append(f"Parameters: {before} before, {after} after")

@@ -133,6 +133,7 @@ class Run:
         )
         try:
             self._box.init(self._state)
+            surgery.try_out()
             self._wrapped = self._model if self._wrap is None else self._wrap(self._model)
             if not callable(self._wrapped):
                 raise ConfigError(f"wrap must give what the loop calls, got {self._wrapped!r}")

@@ -96,8 +96,10 @@ def fresh(trick: T, **changes: Any) -> T:
 
 
 def to_config(trick: object) -> dict[str, Any]:
-    """The JSON form of a trick: its name and all its settings."""
-    return {"trick": name_of(trick), **{name: getattr(trick, name) for name in fields_of(trick)}}
+    """The JSON form of a trick: its name and all its settings; classes and functions, alone or in a list, by name."""
+    from trickbox.surgery.places import to_json  # torch, which listing tricks must not load
+
+    return {"trick": name_of(trick), **{name: to_json(getattr(trick, name)) for name in fields_of(trick)}}
 
 
 def make(cls: type[T], settings: dict[str, Any]) -> T:
@@ -168,6 +170,18 @@ def flag() -> Validator:
 def text() -> Validator:
     """A string that is not empty."""
     return _validator("a non-empty string", lambda value: isinstance(value, str) and bool(value))
+
+
+def places() -> Validator:
+    """Where to act, in the grammar of `trickbox.surgery.places`, or None. The value stays as it was written."""
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        from trickbox.surgery.places import fault  # torch, which listing tricks must not load
+
+        if value is not None and (wrong := fault(value)):
+            raise ConfigError(_message(instance, attribute, *wrong))
+
+    return check
 
 
 def _validator(expectation: str, test: Callable[[Any], bool]) -> Validator:

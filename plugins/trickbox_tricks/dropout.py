@@ -9,10 +9,11 @@ from attrs import field, validators
 from torch import Tensor, nn
 
 from trickbox.authoring import (
+    CONVOLUTIONS,
     POOLS,
-    WEIGHT_LAYERS,
     Draws,
     Event,
+    Places,
     Rank,
     Site,
     State,
@@ -21,6 +22,7 @@ from trickbox.authoring import (
     hookimpl,
     interval,
     norm_after,
+    places,
     trick,
 )
 
@@ -79,18 +81,26 @@ ADJUSTABLE = (StreamDropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3
 class Dropout:
     """Drop random activations in training, so that no feature relies on one other feature.
 
-    p            the rate, in [0, 1); `conv` and `dense` give convolutions (and pools) and linear layers their own
+    p            the rate, in [0, 1); `conv` and `dense` give convolutions (and pools) and other layers their own
     kind         ``element``, or ``channel``: whole channels of what convolutions and pools put out
-    where        ``after_layer``: on the output of every convolution and linear layer but the head, the last one; on
-                 that of the norm that follows it, since a norm behind a dropout learns the wrong variance (Li 2018).
-                 ``after_pool``: on the output of every pool module, and of every linear layer but the head.
+    where        ``auto``: what suits the model, see below.
+                 ``after_layer``: on the output of every weight layer but the head, which makes the outputs; on that of
+                 the norm that follows it, since a norm behind a dropout learns the wrong variance (Li 2018).
+                 ``after_pool``: on the output of every pool module, and of every dense layer but the head.
                  ``before_head``: on the input of the head
+    at, not_at   the modules on whose output it acts instead of all that, and those on whose it does not
+
+    By itself it acts where the field puts it. In a model with residual branches of dense layers, such as a transformer:
+    on the end of every branch, never on q, k and v or on the skip path (Vaswani et al. 2017). With branches of
+    convolutions: before the head alone (He et al. 2016). In a model that brings earlier maps back by concatenation, as
+    a U-Net: on the layers of the lowest resolution (Ronneberger et al. 2015). In all others: after every layer.
+    Embeddings of the inputs are layers too.
 
     A dropout acts on the layer's output, in front of the activation; for ReLU and its kin that equals a dropout behind
     it, for GELU or tanh it does not. Where the model has a dropout module already, between the place and the next
     weight layer, that module is replaced by one of this rate and kind, and none is added; a rate of 0 leaves it.
-    Raises `NoEffectError` without such places, or when at each is a dropout that cannot be changed, as functional and
-    alpha dropouts cannot.
+    Raises `ConfigError` for a place that is not there, `NoEffectError` without places, or when at each is a dropout
+    that cannot be changed, as functional and alpha dropouts cannot.
     Cost: one draw and one product an element. Source: Srivastava et al. 2014; Tompson et al. 2015 for channels.
 
     >>> import trickbox
@@ -108,50 +118,86 @@ class Dropout:
     conv: float | None = field(default=None, validator=validators.optional(interval("[0, 1)")))
     dense: float | None = field(default=None, validator=validators.optional(interval("[0, 1)")))
     kind: str = field(default="element", validator=choice("element", "channel"))
-    where: str = field(default="after_layer", validator=choice("after_layer", "after_pool", "before_head"))
+    where: str = field(default="auto", validator=choice("auto", "after_layer", "after_pool", "before_head"))
+    at: Places | None = field(default=None, validator=places())
+    not_at: Places | None = field(default=None, validator=places())
 
     @hookimpl
     def init(self, state: State) -> None:
         """Attach, or adjust what is there."""
         surgery = state.surgery
-        planned = [(site, self._place(surgery, site), self._existing(surgery, site)) for site in self._sites(surgery)]
+        before, after = self._sites(surgery)
+        planned = [(site, site, dropout_before(surgery, site.event)) for site in before]
+        planned += [(site, _behind_norm(surgery, site), dropout_after(surgery, site.event)) for site in after]
         acted = []
         for site, place, existing in planned:
             calls = 1 if existing is None else surgery.tape.calls(existing.path)
             new = StreamDropout(self._rate(site), self._kind(site), state.draws(site, calls))
             if existing is None:
-                insert = surgery.insert_before if self.where == "before_head" else surgery.insert
-                insert(place, new, Rank.DROPOUT)
+                (surgery.insert_before if site in before else surgery.insert)(place, new, Rank.DROPOUT)
             elif new.p > 0 and not _adjust(surgery, site, existing, new):
                 continue
             acted.append(site)
         surgery.require(acted, "a place whose dropout it may set")
 
-    def _sites(self, surgery: Surgery) -> list[Site]:
+    def _sites(self, surgery: Surgery) -> tuple[list[Site], list[Site]]:
+        """The sites on whose input, and those on whose output it acts."""
+        modules = surgery.sites(nn.Module)
+        if self.at is not None:
+            return [], surgery.choose([], modules, self.at, self.not_at)
+        before, after = _suitable(surgery) if self.where == "auto" else self._named(surgery)
+        return tuple(surgery.choose(sites, modules, None, self.not_at) for sites in (before, after))  # type: ignore[return-value]
+
+    def _named(self, surgery: Surgery) -> tuple[list[Site], list[Site]]:
         head = surgery.head()
         if self.where == "before_head":
-            return [head]
-        layers = surgery.sites(*WEIGHT_LAYERS)[:-1]
+            return [head], []
         if self.where == "after_layer":
-            return surgery.require(layers, "convolutions and linear layers before the head")
+            return [], surgery.require(_layers(surgery), "weight layers before the head")
         functional = sorted({e.name for e in surgery.tape.events if not e.is_module and "pool" in e.name})
         hint = f" ({', '.join(functional)} is called as a function; use where='after_layer')" if functional else ""
         pools = surgery.require(surgery.sites(*POOLS), f"pool modules{hint}")
-        return [*pools, *(site for site in layers if isinstance(site.module, nn.Linear))]
-
-    def _place(self, surgery: Surgery, site: Site) -> Site:
-        norm = norm_after(surgery.model, surgery.tape, site.event)
-        return site if self.where == "before_head" or norm is None or norm.attached else norm
-
-    def _existing(self, surgery: Surgery, site: Site) -> Event | None:
-        return (dropout_before if self.where == "before_head" else dropout_after)(surgery, site.event)
+        return [], [*pools, *(site for site in _layers(surgery) if not _is_spatial(site))]
 
     def _rate(self, site: Site) -> float:
-        own = self.dense if isinstance(site.module, nn.Linear) else self.conv
+        own = self.conv if _is_spatial(site) else self.dense
         return self.p if own is None else own
 
     def _kind(self, site: Site) -> str:
-        return "element" if isinstance(site.module, nn.Linear) else self.kind
+        return self.kind if _is_spatial(site) else "element"
+
+
+def _suitable(surgery: Surgery) -> tuple[list[Site], list[Site]]:
+    """The sites on whose input, and those on whose output a dropout suits this model."""
+    anatomy = surgery.anatomy
+    if anatomy.joins:
+        surgery.remark(
+            "it has residual branches: those of dense layers at their ends, those of convolutions not at all"
+        )
+        ends = [end for join in anatomy.joins if not join.spatial for end in join.ends]
+        spatial = any(join.spatial for join in anatomy.joins)
+        return [surgery.head()] if spatial else [], [*anatomy.embeddings, *ends]
+    if anatomy.bottleneck:
+        surgery.remark("it brings earlier maps back by concatenation: only at the lowest resolution")
+        return [], anatomy.bottleneck
+    return [], surgery.require(_layers(surgery), "weight layers before the head")
+
+
+def _layers(surgery: Surgery) -> list[Site]:
+    """The weight layers and embeddings but for the heads, in the order of execution."""
+    anatomy = surgery.anatomy
+    heads = {site.event.number for site in anatomy.heads}
+    layers = [site for site in anatomy.layers if site.event.number not in heads]
+    return sorted([*anatomy.embeddings, *layers], key=lambda site: site.event.number)
+
+
+def _is_spatial(site: Site) -> bool:
+    return isinstance(site.module, (*CONVOLUTIONS, *POOLS))
+
+
+def _behind_norm(surgery: Surgery, site: Site) -> Site:
+    norm = norm_after(surgery.model, surgery.tape, site.event)
+    return site if norm is None or norm.attached else norm
 
 
 def dropout_after(surgery: Surgery, event: Event) -> Event | None:
@@ -162,16 +208,17 @@ def dropout_after(surgery: Surgery, event: Event) -> Event | None:
 def dropout_before(surgery: Surgery, event: Event) -> Event | None:
     """The dropout, a module or a function, between the weight layer before *event* and *event*."""
     dropouts = (e for e in surgery.tape.events if "dropout" in e.name.lower())
-    return next((e for e in dropouts if _until_weights(surgery, e)[-1:] == [event]), None)
+    ends = ((e, _until_weights(surgery, e)[-1:]) for e in dropouts)
+    return next((e for e, end in ends if end and end[0].number == event.number), None)
 
 
 def _until_weights(surgery: Surgery, event: Event) -> list[Event]:
-    """The events after *event*, up to and including the next convolution or linear layer."""
-    layers = [site.event for site in surgery.sites(*WEIGHT_LAYERS)]
+    """The events after *event*, up to and including the next weight layer."""
+    layers = {site.event.number for site in surgery.anatomy.layers}
     found = []
     for later in surgery.tape.following(event):
         found.append(later)
-        if later in layers:
+        if later.number in layers:
             break
     return found
 

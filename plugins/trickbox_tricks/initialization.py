@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trickbox.authoring import (
     CONVOLUTIONS,
     NORMS,
-    WEIGHT_LAYERS,
+    Places,
     Site,
     State,
     Surgery,
@@ -24,6 +24,7 @@ from trickbox.authoring import (
     forked,
     hookimpl,
     norm_after,
+    places,
     trick,
 )
 
@@ -112,11 +113,14 @@ class Initialize:
     scheme      ``kaiming``, ``xavier`` or ``orthogonal``, see `draw`; or ``lsuv``: orthogonal, then every layer that no
                 norm follows is scaled on one batch until the standard deviation of its output is 1 within 0.1
     zero_head   start the last layer at zero instead, so that every class is equally likely at first
+    at, not_at  the layers whose weights are drawn instead of all, and those whose are not
 
-    The gain is that of the activation that really follows the layer, and 1 for the head and for xavier, which was made
-    for activations that are the identity around zero; biases become zero. Norms, embeddings, recurrent layers and what
-    other tricks attached keep their values, and so do transferred weights. A tied weight is drawn once; a weight that
-    is computed (parametrized) is skipped. A draw belongs to the seed and the parameter's name alone.
+    A layer is whatever maps features by a weight of its own, also of a class that torch does not have. The gain is that
+    of the activation that really follows the layer, and 1 for the head and for xavier, which was made for activations
+    that are the identity around zero; biases become zero. Norms, embeddings, recurrent layers and what other tricks
+    attached keep their values, and so do transferred weights. A tied weight is drawn once, and not at all where an
+    embedding shares it; a weight that is computed (parametrized) is skipped. A draw belongs to the seed and the
+    parameter's name alone.
     Raises `NoEffectError` where nothing is left to draw. Cost: once, one draw; lsuv: some forwards a layer, and a copy
     of the model. Source: see `draw`; for lsuv Mishkin & Matas 2016; for zero_head Goyal et al. 2017.
 
@@ -132,12 +136,16 @@ class Initialize:
 
     scheme: str = field(default="kaiming", validator=choice("kaiming", "xavier", "orthogonal", "lsuv"))
     zero_head: bool = field(default=False, validator=flag())
+    at: Places | None = field(default=None, validator=places())
+    not_at: Places | None = field(default=None, validator=places())
 
     @hookimpl
     def init(self, state: State) -> None:
         """Draw, scale and write."""
         surgery = state.surgery
-        sites = surgery.require(_fresh_layers(surgery), "weights that no trick has loaded")
+        layers = surgery.anatomy.layers
+        layers = _fresh(surgery, surgery.choose(layers, layers, self.at, self.not_at))
+        sites = surgery.require(layers, "weights that no trick has loaded")
         weights = {site.path: self._draw(state, site) for site in sites}
         if self.scheme == "lsuv":
             followed = {site.path for site in sites if norm_after(surgery.model, surgery.tape, site.event)}
@@ -158,7 +166,18 @@ class Initialize:
             activation = activation_after(surgery.tape, site.event) or "linear"
         with state.streams.forked("init", _name(site.path, "weight")):
             scheme = "orthogonal" if self.scheme == "lsuv" else self.scheme
-            return draw(site.module, scheme, nn.init.calculate_gain(activation))  # type: ignore[arg-type]
+            return _drawn(site, scheme, nn.init.calculate_gain(activation))  # type: ignore[arg-type]
+
+
+def _drawn(site: Site, scheme: str, gain: float) -> Tensor:
+    """`draw` for a layer of any class: one that torch does not have is drawn as the linear layer that it works as."""
+    weight = site.module._parameters["weight"]
+    assert weight is not None
+    if isinstance(site.module, (nn.Linear, *CONVOLUTIONS)):
+        return draw(site.module, scheme, gain)
+    features, outputs = site.input_shape[-1], site.output_shape[-1]
+    drawn = draw(nn.Linear(features, outputs, device="meta", dtype=weight.dtype), scheme, gain)
+    return drawn if weight.shape == drawn.shape else drawn.T
 
 
 def _name(path: str, leaf: str) -> str:
@@ -178,15 +197,20 @@ def _scaled(surgery: Surgery, weights: dict[str, Tensor], paths: list[str]) -> d
     return {path: layer.weight.detach() for path, layer in layers.items()}  # type: ignore[operator]
 
 
-def _fresh_layers(surgery: Surgery) -> list[Site]:
-    """The first call of each layer whose weight no trick wants kept, each weight once."""
+def _fresh(surgery: Surgery, layers: list[Site]) -> list[Site]:
+    """The first call of each of *layers* whose weight no trick wants kept and no embedding shares, each weight once."""
     named = dict(surgery.model.named_parameters(remove_duplicate=False))
     seen = {id(named[name]) for name in surgery.kept() if name in named}
+    embedded = {id(weight) for site in surgery.sites(nn.Embedding) for weight in site.module.parameters()}
     fresh = []
-    for site in surgery.sites(*WEIGHT_LAYERS):
+    for site in layers:
         weight = site.module._parameters.get("weight")
         if weight is None:
             surgery.skip(site, "its weight is computed from other parameters")
+        elif id(weight) in embedded:
+            surgery.skip(site, "its weight is that of an embedding")
+        elif weight.ndim > 2 and not isinstance(site.module, CONVOLUTIONS):
+            surgery.skip(site, f"how many weights of a {type(site.module).__name__} meet in one output is unknown")
         elif id(weight) not in seen:
             fresh.append(site)
             seen.add(id(weight))

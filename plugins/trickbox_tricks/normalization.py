@@ -11,7 +11,7 @@ from torch import nn
 
 from trickbox.authoring import (
     CONVOLUTIONS,
-    WEIGHT_LAYERS,
+    Places,
     Rank,
     Site,
     State,
@@ -21,6 +21,7 @@ from trickbox.authoring import (
     integer,
     interval,
     norm_after,
+    places,
     trick,
 )
 
@@ -93,20 +94,48 @@ def _misfit(layer: nn.Module, shape: tuple[int, ...]) -> str | None:
     return None if batched else f"an output of shape {shape} has no batch axis"
 
 
-def normalize(surgery: Surgery, dense: bool, make: Make) -> None:
-    """Put a norm behind every convolution but the head, and with *dense* behind linear layers too.
+def normalize(surgery: Surgery, trick: Any, make: Make) -> None:
+    """Put a norm where the settings `at`, `not_at` and `dense` of *trick* say, or where it suits the model.
 
     Where a norm of another kind stands already, it is replaced, with its gain, shift, eps and mode; one of the same
-    kind stays. A model without convolutions before the head is normalized at its linear layers.
-    Raises `NoEffectError` where no norm came of it. Cost: one dry forward for every norm that is replaced.
+    kind stays. Raises `ConfigError` for a place that is not there, `NoEffectError` where no norm came of it.
     """
-    layers = surgery.sites(*WEIGHT_LAYERS)[:-1]
-    convolutions = [site for site in layers if isinstance(site.module, CONVOLUTIONS)]
-    sites = layers if dense or not convolutions else convolutions
+    sites = surgery.choose(_suitable(surgery, trick.dense), surgery.anatomy.layers, trick.at, trick.not_at)
     sites = surgery.require(sites, "convolutions or linear layers before the head")
     planned = [(site, norm_after(surgery.model, surgery.tape, site.event)) for site in sites]
+    if trick.at is None:
+        planned = [(site, norm) for site, norm in planned if norm is not None or _may_have_one(surgery, site)]
     acted = [site for site, norm in planned if _normalize_one(surgery, site, norm, make)]
     surgery.require(acted, "layers whose output this norm can take and that have no such norm yet")
+
+
+def _suitable(surgery: Surgery, dense: bool) -> list[Site]:
+    """The convolutions but for the heads, with *dense* all layers; in a model without convolutions its dense layers."""
+    anatomy = surgery.anatomy
+    heads = {site.event.number for site in anatomy.heads}
+    layers = [site for site in anatomy.layers if site.event.number not in heads]
+    convolutions = [site for site in layers if isinstance(site.module, CONVOLUTIONS)]
+    return layers if dense or not convolutions else convolutions
+
+
+def _may_have_one(surgery: Surgery, site: Site) -> bool:
+    """Whether a layer that no norm follows may get one; with a note where the model's blocks say no.
+
+    Where blocks are normalized, they are so at the places that their author chose; no norm belongs on a skip path, or
+    on one of the layers that make q, k and v.
+    """
+    anatomy = surgery.anatomy
+    if not anatomy.joins:
+        return True
+    if normalized := next((norm for norm in anatomy.norms if anatomy.block_of(norm) is not None), None):
+        surgery.skip(site, f"the model's blocks have norms of their own already, such as {normalized.label}")
+    elif site in anatomy.skips:
+        surgery.skip(site, "it lies on a skip path")
+    elif not isinstance(site.module, CONVOLUTIONS) and anatomy.block_of(site) is not None:
+        surgery.skip(site, "it belongs to a residual branch of dense layers, which norms precede; name it in at=")
+    else:
+        return True
+    return False
 
 
 def _normalize_one(surgery: Surgery, site: Site, norm: Site | None, make: Make) -> bool:
@@ -178,9 +207,12 @@ class BatchNorm:
     eps, momentum   as of `torch.nn.BatchNorm1d`: added to the variance, and the share of the new batch in the running
                     statistics, which eval mode uses
     dense           behind linear layers too; a model without convolutions gets it there anyway
+    at, not_at      the layers behind which it acts instead, and those behind which it does not
 
-    Acts on the output of every convolution but the head, the last weight layer, before its activation; each call of a
+    Acts on the output of every convolution but the head, which makes the outputs, before its activation; each call of a
     shared layer gets a norm of its own. A norm of another kind that follows is replaced, one of this kind stays.
+    Where the model's residual blocks have norms, none is added, and none ever on a skip path, or on a dense layer of a
+    residual branch.
     A linear layer fed (N, T, C) and an output with one value a channel in the whole batch are skipped.
     Raises `NoEffectError` where it could act nowhere. Cost: two passes over the activations, 2 C parameters a layer.
     Source: Ioffe & Szegedy 2015.
@@ -199,11 +231,13 @@ class BatchNorm:
     eps: float = field(default=1e-5, validator=interval("(0, inf)"))
     momentum: float = field(default=0.1, validator=interval("(0, 1]"))
     dense: bool = field(default=False, validator=flag())
+    at: Places | None = field(default=None, validator=places())
+    not_at: Places | None = field(default=None, validator=places())
 
     @hookimpl
     def init(self, state: State) -> None:
         """Attach, or replace what is there."""
-        normalize(state.surgery, self.dense, lambda layer, shape: batch_norm_for(layer, shape, self.eps, self.momentum))
+        normalize(state.surgery, self, lambda layer, shape: batch_norm_for(layer, shape, self.eps, self.momentum))
 
 
 @trick
@@ -227,11 +261,13 @@ class LayerNorm:
 
     eps: float = field(default=1e-5, validator=interval("(0, inf)"))
     dense: bool = field(default=False, validator=flag())
+    at: Places | None = field(default=None, validator=places())
+    not_at: Places | None = field(default=None, validator=places())
 
     @hookimpl
     def init(self, state: State) -> None:
         """Attach, or replace what is there."""
-        normalize(state.surgery, self.dense, lambda layer, shape: layer_norm_for(layer, shape, self.eps))
+        normalize(state.surgery, self, lambda layer, shape: layer_norm_for(layer, shape, self.eps))
 
 
 @trick
@@ -258,8 +294,10 @@ class GroupNorm:
     groups: int | None = field(default=None, validator=validators.optional(integer(1)))
     eps: float = field(default=1e-5, validator=interval("(0, inf)"))
     dense: bool = field(default=False, validator=flag())
+    at: Places | None = field(default=None, validator=places())
+    not_at: Places | None = field(default=None, validator=places())
 
     @hookimpl
     def init(self, state: State) -> None:
         """Attach, or replace what is there."""
-        normalize(state.surgery, self.dense, lambda layer, shape: group_norm_for(layer, shape, self.eps, self.groups))
+        normalize(state.surgery, self, lambda layer, shape: group_norm_for(layer, shape, self.eps, self.groups))

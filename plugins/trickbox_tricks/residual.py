@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trickbox.authoring import (
     CONVOLUTIONS,
-    WEIGHT_LAYERS,
+    Places,
     Site,
     State,
     Surgery,
@@ -20,6 +20,7 @@ from trickbox.authoring import (
     hookimpl,
     integer,
     norm_after,
+    places,
     trick,
 )
 
@@ -106,8 +107,10 @@ class Residual:
                channels get fewer, or the features of a linear layer change, there is none.
                ``projection``: a 1x1 convolution behind the means, or a linear layer, without bias.
                Where the shapes are equal, both are the identity
+    at, not_at the layers that may be spanned, and those that may not
 
-    The head, the last weight layer, is never spanned, and neither is the first layer, but for ``projection`` with
+    A model that has residual connections of its own gets none but `at` places that the user names. The head, the last
+    weight layer, is never spanned, and neither is the first layer, but for ``projection`` with
     `layers` > 1. With a norm behind the last layer of a segment, the shortcut joins behind the norm. Layers that are no
     plain chain, whose input the model adds itself or changes in place are skipped. Shapes are strict: an input of
     another length than in the beginning is an error where lengths change, never a broadcast.
@@ -125,6 +128,8 @@ class Residual:
 
     layers: int = field(default=1, validator=integer(1))
     shortcut: str = field(default="pool", validator=choice("pool", "projection"))
+    at: Places | None = field(default=None, validator=places())
+    not_at: Places | None = field(default=None, validator=places())
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -133,9 +138,17 @@ class Residual:
         acted = [segment for segment in self._segments(surgery) if self._act(state, segment)]
         surgery.require([segment[0] for segment in acted], f"chains of {self.layers} layers with a shortcut that fits")
 
-    def _segments(self, surgery: Surgery) -> Iterator[list[Site]]:
+    def _layers(self, surgery: Surgery) -> list[Site]:
+        anatomy = surgery.anatomy
         begin = 0 if self.layers > 1 and self.shortcut == "projection" else 1
-        for run in runs(surgery.sites(*WEIGHT_LAYERS)[begin:-1]):
+        default = anatomy.layers[begin:-1]
+        if anatomy.joins:
+            surgery.remark(f"it has residual connections already, {_named(anatomy.blocks)}")
+            default = []
+        return surgery.choose(default, anatomy.layers, self.at, self.not_at)
+
+    def _segments(self, surgery: Surgery) -> Iterator[list[Site]]:
+        for run in runs(self._layers(surgery)):
             whole = len(run) - len(run) % self.layers
             for site in run[whole:]:
                 surgery.skip(site, f"no {self.layers} consecutive layers are left")
@@ -169,7 +182,7 @@ def runs(layers: list[Site]) -> list[list[Site]]:
 def objection(surgery: Surgery, segment: list[Site]) -> str | None:
     """Why no shortcut may span *segment*: no chain, an input changed in place, or a shortcut of the model's own."""
     tape, events = surgery.tape, [site.event for site in segment]
-    weights = [site.event for site in surgery.sites(*WEIGHT_LAYERS)]
+    weights = [site.event for site in surgery.anatomy.layers]
     for event, following in pairwise(events):
         if next((e for e in tape.following(event) if e in weights), None) != following:
             return f"{following.path} does not come next in a plain chain"
@@ -181,6 +194,12 @@ def objection(surgery: Surgery, segment: list[Site]) -> str | None:
     if any(start in event.inputs for event in joined):
         return "the model joins the input to the output itself"
     return None
+
+
+def _named(blocks: list[str]) -> str:
+    """Where blocks are, in a few words."""
+    first = blocks[0] or "the model itself"
+    return f"at {first}" if len(blocks) == 1 else f"in {len(blocks)} blocks from {first} on"
 
 
 def _dimensions(site: Site) -> int:

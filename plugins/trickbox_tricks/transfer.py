@@ -19,6 +19,7 @@ from trickbox.authoring import (
     ConfigError,
     NoEffectError,
     Options,
+    Places,
     Site,
     State,
     Surgery,
@@ -26,6 +27,7 @@ from trickbox.authoring import (
     hookimpl,
     interval,
     near,
+    places,
     text,
     trick,
 )
@@ -153,13 +155,15 @@ def _draw_head(state: State) -> None:
 class Freeze:
     """Train only the last part of a model: everything that runs before it keeps its weights, statistics and mode.
 
-    until   the path of the first module that is trained, or a prefix such as ``layer4``; by default the head, the
-            last weight layer
+    until       the path of the first module that is trained, or a prefix such as ``layer4``; by default the head,
+                which makes the outputs
+    at, not_at  the modules that are frozen instead, wherever they run, and those that are not
 
     Norms and dropouts of the frozen part stay in eval mode, whatever ``model.train()`` says. Modules are frozen as they
     are called; parameters of the containers around `until` stay trainable, and so does a module that shares a
-    parameter with the trained part. Raises `ConfigError` for a path that is never run, `NoEffectError` when
-    nothing trainable runs before it. Cost: negative, as no gradients are made there. Source: Yosinski et al. 2014.
+    parameter with the trained part, but not its other parts. Raises `ConfigError` for a path that is never run or for
+    `until` beside `at`, `NoEffectError` when nothing trainable runs before it. Cost: negative, as no gradients are made
+    there. Source: Yosinski et al. 2014.
 
     >>> import trickbox
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -172,23 +176,45 @@ class Freeze:
     tunes: ClassVar = ("until",)
 
     until: str | None = field(default=None, validator=validators.optional(text()))
+    at: Places | None = field(default=None, validator=places())
+    not_at: Places | None = field(default=None, validator=places())
 
     @hookimpl
     def init(self, state: State) -> None:
         """Freeze the outermost modules that run before the trained part."""
         surgery = state.surgery
-        early, late = split(surgery, self.until)
-        shared = {id(p) for site in late for p in site.module.parameters(recurse=False)}
-        frozen = []
-        for site in early:
-            if any(id(p) in shared for p in site.module.parameters()):
-                surgery.skip(site, "it shares a parameter with the part that is trained")
-            elif any(p.requires_grad for p in site.module.parameters()):
-                frozen.append(site)
-                surgery.freeze(site.path)
-            elif any(isinstance(module, (*NORMS, *DROPOUTS)) for module in site.module.modules()):
-                surgery.freeze(site.path)
-        surgery.require(frozen, "trainable modules that run before the part that is trained")
+        if self.at is not None and self.until is not None:
+            raise ConfigError("freeze: until and at both say what is frozen; give one of them")
+        calls = surgery.sites(nn.Module)
+        if self.at is None:
+            early, late = split(surgery, self.until)
+        else:
+            early, late = surgery.choose([], calls, self.at, None), []
+        spared = surgery.choose([], calls, self.not_at, None) if self.not_at is not None else []
+        trained = {id(p) for site in late for p in site.module.parameters(recurse=False)}
+        trained |= {id(p) for site in spared for p in site.module.parameters()}
+        parts = [part for site in early for part in _apart(surgery, site, trained, calls)]
+        where = " that run before the part that is trained" if self.at is None else ""
+        surgery.require([site for site in parts if _freeze(surgery, site)], f"trainable modules{where}")
+
+
+def _apart(surgery: Surgery, site: Site, trained: set[int], calls: list[Site]) -> list[Site]:
+    """*site*, or where it holds parameters that stay *trained*, those of its parts that hold none."""
+    if not any(id(p) in trained for p in site.module.parameters()):
+        return [site]
+    if any(id(p) in trained for p in site.module.parameters(recurse=False)):
+        surgery.skip(site, "it shares a parameter with the part that is trained")
+    inside = {s.path: s for s in calls if s.path != site.path and _is_in(s.path, site.path)}
+    nearest = [s for s in inside.values() if not any(s.path != path and _is_in(s.path, path) for path in inside)]
+    return [part for child in nearest for part in _apart(surgery, child, trained, calls)]
+
+
+def _freeze(surgery: Surgery, site: Site) -> bool:
+    """Freeze a module; False where it holds nothing that was trained, though its norms and dropouts come to rest."""
+    trains = any(p.requires_grad for p in site.module.parameters())
+    if trains or any(isinstance(module, (*NORMS, *DROPOUTS)) for module in site.module.modules()):
+        surgery.freeze(site.path)
+    return trains
 
 
 def split(surgery: Surgery, until: str | None) -> tuple[list[Site], list[Site]]:

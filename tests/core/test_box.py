@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trickbox as tb
-from trickbox.authoring import WEIGHT_LAYERS, integer, trick
+from trickbox.authoring import integer, trick
 from trickbox.box import Box
 from trickbox.hooks import HOOKS, MOMENTS, PHASES, Hooks, hookimpl
 from trickbox.trick import to_config
@@ -255,10 +255,10 @@ def test_a_trick_that_only_edits_and_did_not_edit_is_an_error(run):
 
 def test_a_trick_that_skipped_everything_did_not_edit(run):
     def init(self, state):
-        for site in state.surgery.sites(*WEIGHT_LAYERS):
+        for site in state.surgery.anatomy.layers:
             state.surgery.skip(site, "too small")
 
-    with pytest.raises(tb.NoEffectError, match="Skipped: 0: too small; 2: too small"):
+    with pytest.raises(tb.NoEffectError, match="Left alone: 0: too small; 2: too small"):
         run([editing("Picky", init)()])
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trickbox.authoring import WEIGHT_LAYERS, Surgery, activation_after, norm_after
-from trickbox.surgery import record
+from trickbox.authoring import Surgery, activation_after, norm_after
+from trickbox.surgery import WEIGHT_LAYERS, record
 from trickbox.testing import tiny_data, tiny_model
 
 

@@ -208,7 +208,7 @@ def test_a_dropout_module_in_front_of_the_head_is_adjusted() -> None:
 def test_a_transformer_layer_keeps_its_two_dropouts_and_gets_no_third() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
     model = apply(nn.Sequential(layer, nn.Linear(8, 2)), [Dropout(0.1)], torch.randn(3, 5, 8))
-    assert list(dropouts(model)) == ["0.dropout", "0.dropout2"]
+    assert list(dropouts(model)) == ["0.dropout1", "0.dropout2"]  # at the ends of the two branches
     assert model(torch.randn(3, 5, 8)).shape == (3, 5, 2)
 
 

@@ -174,12 +174,14 @@ def test_a_shortcut_of_the_models_own_is_not_doubled() -> None:
             return self.head(x + self.two(self.one(x).relu()).relu())
 
     x = torch.randn(3, 4)
-    with pytest.raises(NoEffectError, match="joins the input to the output itself"):
+    with pytest.raises(NoEffectError, match="has residual connections already, at the model itself"):
         apply(Own(), [Residual(layers=2)], x)
-    assert sites(apply(Own(), [Residual()], x)) == ["one", "two"]
+    with pytest.raises(NoEffectError, match="joins the input to the output itself"):
+        apply(Own(), [Residual(layers=2, at=["one", "two"])], x)
+    assert sites(apply(Own(), [Residual(at=["one", "two"])], x)) == ["one", "two"]
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 2))
-    with pytest.raises(NoEffectError, match="joins the input to the output itself"):
+    with pytest.raises(NoEffectError, match="has residual connections already, at 1"):
         apply(model, [Residual(layers=2)], torch.randn(3, 5, 8))
 
 

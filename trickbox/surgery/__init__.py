@@ -2,28 +2,34 @@
 
 tape.py     one dry forward, recorded: what is called, in which order, with which shapes
 sites.py    where a trick can act, and what follows there
+anatomy.py  what the tape means: layers, residual connections, blocks, head
+places.py   where the user wants a trick to act
 attach.py   how modules are attached to a layer that does not know of them
 draws.py    what a layer draws: masks that are functions of numbers
 recompute.py  which call it is that activation checkpointing repeats
-edits.py    the verbs that tricks use, and undo
+ledger.py   what was done to a model, and undo
+edits.py    the verbs that tricks use
 """
 
 from __future__ import annotations
 
+from trickbox.surgery.anatomy import Anatomy as Anatomy
+from trickbox.surgery.anatomy import Join as Join
 from trickbox.surgery.attach import Attachments as Attachments
 from trickbox.surgery.attach import Rank as Rank
 from trickbox.surgery.draws import Clock as Clock
 from trickbox.surgery.draws import Draws as Draws
 from trickbox.surgery.edits import Note as Note
 from trickbox.surgery.edits import Surgery as Surgery
-from trickbox.surgery.edits import clock_of as clock_of
-from trickbox.surgery.edits import edits_of as edits_of
-from trickbox.surgery.edits import forget_trained as forget_trained
-from trickbox.surgery.edits import has_draws as has_draws
-from trickbox.surgery.edits import is_tricked as is_tricked
-from trickbox.surgery.edits import seal as seal
-from trickbox.surgery.edits import undo as undo
-from trickbox.surgery.edits import undo_since as undo_since
+from trickbox.surgery.ledger import clock_of as clock_of
+from trickbox.surgery.ledger import edits_of as edits_of
+from trickbox.surgery.ledger import forget_trained as forget_trained
+from trickbox.surgery.ledger import has_draws as has_draws
+from trickbox.surgery.ledger import is_tricked as is_tricked
+from trickbox.surgery.ledger import seal as seal
+from trickbox.surgery.ledger import undo as undo
+from trickbox.surgery.ledger import undo_since as undo_since
+from trickbox.surgery.places import Places as Places
 from trickbox.surgery.sites import CONVOLUTIONS as CONVOLUTIONS
 from trickbox.surgery.sites import DROPOUTS as DROPOUTS
 from trickbox.surgery.sites import NORMS as NORMS

@@ -8,7 +8,8 @@ numbers, the moving part of which is a tensor that the graph reads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from attrs import define, field
@@ -37,6 +38,18 @@ class Clock:
         self._time = time
         self._sets += 1
         self.tensor.fill_(time << _FORWARDS)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A block that draws at a time of its own; afterwards it is the time before, and nothing drawn at it yet."""
+        time, tensor = self._time, self.tensor.clone()
+        self.set(0)
+        try:
+            yield
+        finally:
+            self._time = time
+            self._sets += 1
+            self.tensor.copy_(tensor)
 
     def now(self) -> tuple[int, int]:
         """The time, and a number that changes whenever it is set."""

@@ -6,9 +6,8 @@ layer to another type, *write* a parameter, *freeze* a part. A ledger on the mod
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from attrs import define, field, frozen
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 
 from trickbox.errors import NoEffectError, SurgeryError
 from trickbox.nest import call
+from trickbox.surgery.anatomy import Anatomy
 from trickbox.surgery.attach import (
+    CHILD,
     CLOCK,
     COUNTED,
     Attachments,
@@ -28,114 +29,24 @@ from trickbox.surgery.attach import (
     count_forwards,
     restart_calls,
     stay_in_eval,
-    take_off,
-    unhook,
 )
 from trickbox.surgery.draws import Clock
-from trickbox.surgery.sites import DROPOUTS, NORMS, WEIGHT_LAYERS, Site, sites_of
-from trickbox.surgery.tape import Tape, record
-
-LEDGER = "_trickbox_ledger"
-
-
-# -- what undo needs to know -----------------------------------------------------------------------------------------
-
-
-@define(eq=False)
-class Added:
-    """Something was attached to a layer."""
-
-    host: nn.Module
-    slot: Slot
-
-    def undo(self, model: nn.Module) -> None:
-        take_off(self.host, self.slot)
-
-
-@define(eq=False)
-class Converted:
-    """A layer was replaced; `original` is what stood there."""
-
-    path: str
-    original: nn.Module
-
-    def undo(self, model: nn.Module) -> None:
-        replace_module(model, model.get_submodule(self.path), self.original)
-
-
-@define(eq=False)
-class Written:
-    """A parameter or buffer was overwritten; later tricks leave it alone where `keep` says so."""
-
-    name: str
-    original: Tensor
-    keep: bool
-
-    def undo(self, model: nn.Module) -> None:
-        with torch.no_grad():
-            _tensor(model, self.name).copy_(self.original)
-
-
-@define(eq=False)
-class Frozen:
-    """Parameters stopped being trained; `trained` are those that were, `kept` the modules that are kept in eval mode,
-    `following` those of them that had the model's own mode."""
-
-    trained: list[str]
-    kept: list[str]
-    following: list[str]
-
-    def undo(self, model: nn.Module) -> None:
-        for name in self.trained:
-            model.get_parameter(name).requires_grad_(True)
-        for path in self.kept:
-            unhook(model.get_submodule(path), (stay_in_eval,))
-        for path in self.following:
-            model.get_submodule(path).training = model.training
-
-
-@define(eq=False)
-class Counting:
-    """The calls of a layer that is called several times are numbered anew in every forward of the model."""
-
-    attached: Attachments
-
-    def undo(self, model: nn.Module) -> None:
-        model.__dict__[COUNTED].remove(self.attached)
-        if not model.__dict__[COUNTED]:
-            del model.__dict__[COUNTED]
-            unhook(model, (restart_calls,))
-
-
-@define(eq=False)
-class Ticking:
-    """The model counts its forwards for what draws."""
-
-    def undo(self, model: nn.Module) -> None:
-        del model.__dict__[CLOCK]
-        unhook(model, (count_forwards,))
-
-
-Edit = Added | Converted | Written | Frozen | Counting | Ticking
-
-
-@define(eq=False)
-class Ledger:
-    """All edits of a model, oldest first, and the digest of its parameters when the last trick was done."""
-
-    edits: list[Edit] = field(factory=list)
-    sealed: bytes | None = None
-
-    def seal(self, model: nn.Module) -> None:
-        """Remember the parameters as they are now. Cost: one pass over them, where any was written."""
-        if any(isinstance(edit, Written) for edit in self.edits):
-            self.sealed = _digest(model)
-
-    def forget_trained(self, model: nn.Module) -> None:
-        """Forget what was overwritten if the model has been trained since: its weights belong together now."""
-        if self.sealed is not None and self.sealed != _digest(model):
-            self.edits = [edit for edit in self.edits if not isinstance(edit, Written)]
-            self.sealed = None
+from trickbox.surgery.ledger import (
+    Added,
+    Converted,
+    Counting,
+    Frozen,
+    Ticking,
+    Written,
+    clock_of,
+    edits_of,
+    ledger,
+    replace_module,
+    tensor_of,
+)
+from trickbox.surgery.places import MODEL, Places, check_matched, choose
+from trickbox.surgery.sites import DROPOUTS, NORMS, Site, sites_of
+from trickbox.surgery.tape import Tape, dry, record
 
 
 @frozen
@@ -146,10 +57,7 @@ class Note:
     where: str
     what: str
     parameters: int = 0
-    skipped: bool = False
-
-
-# -- the verbs -------------------------------------------------------------------------------------------------------
+    kind: Literal["edit", "skip", "remark"] = "edit"
 
 
 @define(eq=False)
@@ -159,14 +67,52 @@ class Surgery:
     model: nn.Module
     inputs: Any
     tape: Tape
+    trained: Tape | None = None
+    """The tape in training mode; None where the model cannot run so on inputs alone."""
     forward: Callable[[nn.Module, Any], Any] = call
     acting: str = "surgery"
     notes: list[Note] = field(factory=list)
+    _anatomy: Anatomy | None = field(default=None, init=False)
 
     @classmethod
     def on(cls, model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] = call) -> Surgery:
-        """Record the tape of *model* on *inputs* and be ready to edit."""
-        return cls(model, inputs, record(model, inputs, forward), forward)
+        """Record the tapes of *model* on *inputs* and be ready to edit."""
+        tape = record(model, inputs, forward)
+        try:
+            trained = record(model, inputs, forward, training=True)
+        except Exception:  # whatever it is, such as targets that it asks for in training
+            trained = None
+        return cls(model, inputs, tape, trained, forward)
+
+    def try_out(self) -> None:
+        """Run the edited model once in eval mode and once in training mode, where it could run so before.
+
+        Raises `SurgeryError`, naming the trick and the site, where that fails. Leaves no trace. Cost: two forwards
+        without gradients, where anything was edited.
+        """
+        if edits_of(self.model) == 0:
+            return
+        for training in (False, True):
+            if training and self.trained is None:
+                continue
+            try:
+                with dry(self.model, training):
+                    self.forward(self.model, self.inputs)
+            except Exception as error:
+                where, mode = self._blame(error), "training" if training else "eval"
+                raise SurgeryError(
+                    f"{where}: with it the model cannot run in {mode} mode: {type(error).__name__}: {error}"
+                ) from error
+
+    def _blame(self, error: Exception) -> str:
+        """Where an error came from: the innermost of the modules that tricks have added or put in."""
+        ours = {id(m): path for path, m in self.model.named_modules() if f".{CHILD}." in f".{path}."}
+        ours |= {id(self.model.get_submodule(path)): path for path, _ in self.converted()}
+        found, trace = "surgery", error.__traceback__
+        while trace is not None:
+            found = ours.get(id(trace.tb_frame.f_locals.get("self")), found)
+            trace = trace.tb_next
+        return found
 
     # where
 
@@ -174,25 +120,46 @@ class Surgery:
         """The calls of modules of the given kinds, in the order of execution, without what tricks attached."""
         return [site for site in sites_of(self.model, self.tape, kinds) if not site.attached]
 
+    @property
+    def anatomy(self) -> Anatomy:
+        """The parts of the model as it is now: layers that carry weights, residual connections, blocks, head."""
+        if self._anatomy is None or self._anatomy.tape is not self.tape:
+            self._anatomy = Anatomy(self.model, self.tape)
+        return self._anatomy
+
     def head(self) -> Site:
-        """The last convolution or linear layer: what makes the outputs. Raises `NoEffectError` where there is none."""
-        layers = self.require(self.sites(*WEIGHT_LAYERS), "a last convolution or linear layer")
-        return layers[-1]
+        """The last weight layer that makes an output. Raises `NoEffectError` where there is none."""
+        return self.require(self.anatomy.heads, "a layer that makes the outputs")[-1]
+
+    def choose(
+        self, default: Sequence[Site], among: Sequence[Site], at: Places | None, not_at: Places | None
+    ) -> list[Site]:
+        """Those of *among* that are at *at*, or where that is None *default*; in both cases without those at *not_at*.
+
+        Raises `ConfigError` for a place that is none of *among*.
+        """
+        check_matched(self.acting, at, among)
+        check_matched(self.acting, not_at, among, "not_at")
+        return choose(default if at is None else among, at, not_at)
 
     def require(self, sites: Sequence[Site], looked_for: str) -> list[Site]:
         """*sites*, unless there are none: then `NoEffectError` tells what was looked for and what was found."""
         if sites:
             return list(sites)
         found = {f"{event.path or '(model)'} ({event.name})": None for event in self.tape.modules()}
-        reasons = "; ".join(f"{n.where}: {n.what}" for n in self.notes if n.trick == self.acting and n.skipped)
+        reasons = "; ".join(f"{n.where}: {n.what}" for n in self.notes if n.trick == self.acting and n.kind != "edit")
         raise NoEffectError(
             f"{self.acting} acted nowhere: it looked for {looked_for}; the model ran {', '.join(found)}"
-            + (f". Skipped: {reasons}" if reasons else "")
+            + (f". Left alone: {reasons}" if reasons else "")
         )
 
     def skip(self, site: Site, why: str) -> None:
         """Note that a site was left alone, and why."""
-        self.notes.append(Note(self.acting, site.label, why, skipped=True))
+        self.notes.append(Note(self.acting, site.label, why, kind="skip"))
+
+    def remark(self, what: str) -> None:
+        """Note what holds for the whole model, such as why the places are those and no others."""
+        self.notes.append(Note(self.acting, MODEL, what, kind="remark"))
 
     def note(self, where: str, what: str, parameters: int = 0) -> None:
         """Note what the acting trick did at a place; `explain` prints it."""
@@ -217,17 +184,17 @@ class Surgery:
         self._attach(last, path, Rank.SHORTCUT, stash=stash)
 
     def convert(self, site: Site, module: nn.Module) -> None:
-        """Replace the layer at *site* everywhere it is used, and record the tape anew."""
+        """Replace the layer at *site* everywhere it is used; the new one must put out the same shapes."""
         module.to(_device_of(self.model)).train(site.module.training)
         replace_module(self.model, site.module, module)
         ledger(self.model).edits.append(Converted(site.path, site.module))
         added = _count(module) - _count(site.module)
         self.note(site.label, f"{type(site.module).__name__} becomes {type(module).__name__}", added)
-        self.tape = record(self.model, self.inputs, self.forward)
+        self.tape = self.tape.replaced(site.path, module)
 
     def write(self, name: str, value: Tensor, *, keep: bool = True) -> None:
         """Overwrite a parameter or buffer by name; with *keep*, `kept` tells later tricks to leave it alone."""
-        tensor = _tensor(self.model, name)
+        tensor = tensor_of(self.model, name)
         if tensor.shape != value.shape:
             raise SurgeryError(
                 f"{self.acting}: {name} has shape {tuple(tensor.shape)}, cannot write {tuple(value.shape)}"
@@ -302,87 +269,6 @@ class Surgery:
             if found not in counted:
                 counted.append(found)
                 ledger(self.model).edits.append(Counting(found))
-
-
-def undo(model: nn.Module) -> None:
-    """Take back everything that tricks did to *model*, in place: same class, same keys, same bits.
-
-    What tricks wrote into the model's own parameters (initialization, transfer) is taken back too, unless the model has
-    been trained since: then its weights belong together and all stay. What a trick added is gone, with all that it
-    learned. Harmless on a model that has no tricks.
-    """
-    forget_trained(model)
-    undo_since(model, 0)
-    model.__dict__.pop(LEDGER, None)
-
-
-def edits_of(model: nn.Module) -> int:
-    """How many edits *model* has undergone; `undo_since` takes back those that follow."""
-    return len(ledger(model).edits) if is_tricked(model) else 0
-
-
-def undo_since(model: nn.Module, edits: int) -> None:
-    """Take back all edits but the first so many."""
-    if is_tricked(model):
-        made = ledger(model).edits
-        while len(made) > edits:
-            made.pop().undo(model)
-
-
-def clock_of(model: nn.Module) -> Clock:
-    """The clock of the layers of *model* that draw; a new one where there are none."""
-    found: Clock = model.__dict__.get(CLOCK) or Clock()
-    return found
-
-
-def has_draws(model: nn.Module) -> bool:
-    """Whether tricks have put layers on *model* that draw."""
-    return CLOCK in model.__dict__
-
-
-def ledger(model: nn.Module) -> Ledger:
-    """The edits of *model* that undo takes back."""
-    found: Ledger = model.__dict__.setdefault(LEDGER, Ledger())
-    return found
-
-
-def is_tricked(model: nn.Module) -> bool:
-    """Whether tricks have edited *model* and have not been undone."""
-    return LEDGER in model.__dict__
-
-
-def seal(model: nn.Module) -> None:
-    """Mark the end of surgery: what changes in the parameters from here on is training."""
-    if is_tricked(model):
-        ledger(model).seal(model)
-
-
-def forget_trained(model: nn.Module) -> None:
-    """Free the originals of overwritten parameters when the model has been trained: undo would not use them."""
-    if is_tricked(model):
-        ledger(model).forget_trained(model)
-
-
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put *new* in the place of *old* under every parent. Raises `SurgeryError` for the model itself."""
-    if old is model:
-        raise SurgeryError("the model itself cannot be replaced, only a layer inside it; wrap it in nn.Sequential")
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)  # type: ignore[no-any-return]
-
-
-def _digest(model: nn.Module) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.digest()
 
 
 def _count(module: nn.Module) -> int:

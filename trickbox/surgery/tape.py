@@ -6,20 +6,26 @@ Order, shared modules, shapes and the functional op that follows a layer are kno
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
-from torch import nn
+from attrs import define, evolve, field, frozen
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from trickbox.nest import call, tensors
 from trickbox.streams import forked
-from trickbox.surgery.attach import CHILD
+from trickbox.surgery.attach import CHILD, CLOCK
+from trickbox.surgery.draws import Clock
 
 Shape = tuple[int, ...]
 
@@ -36,18 +42,30 @@ class Event:
     """The module's class, or the function's name."""
     is_module: bool
     inputs: tuple[int, ...]
+    """The numbers of the tensors that went in. A tensor has one number as long as it lives, also where an operation
+    changes it in place."""
     outputs: tuple[int, ...]
     input_shapes: tuple[Shape, ...]
     output_shapes: tuple[Shape, ...]
+    floating: bool
+    """Whether the first input holds floating-point or complex numbers."""
+    number: int
+    """The event's place on the tape."""
+    last: int
+    """The place of the last event inside it; its own where there is none."""
 
 
-@define
+@define(slots=False)
 class Tape:
     """The events of one forward, in the order in which the calls began."""
 
     events: list[Event]
     output: Any
     """What the model returned, on the device, without gradient."""
+    given: dict[int, str]
+    """The parameters among the tensors, by their number."""
+    returned: tuple[int, ...] = ()
+    """The numbers of the tensors that the model returned."""
 
     def modules(self) -> Iterator[Event]:
         """The calls of modules, in order."""
@@ -55,28 +73,51 @@ class Tape:
 
     def calls(self, path: str) -> int:
         """How often the module at *path* is called in one forward."""
-        return sum(event.path == path for event in self.modules())
+        return self._calls[path]
+
+    def inside(self, event: Event) -> list[Event]:
+        """The events of the user's model that lie inside the call of a container."""
+        events = self.events[event.number + 1 : event.last + 1]
+        return [e for e in events if f".{CHILD}." not in f".{e.path}."]
 
     def holds_others(self, event: Event) -> bool:
         """Whether *event* is the call of a container: other events of the user's model lie inside."""
-        if not event.is_module:
-            return False
-        inside = f"{event.path}." if event.path else ""
-        return any(
-            (e.path == event.path and not e.is_module)
-            or (e.path.startswith(inside) and e.path != event.path and f".{CHILD}." not in f".{e.path}.")
-            for e in self.events
-        )
+        return event.last > event.number and bool(self.inside(event))
 
     def following(self, event: Event) -> Iterator[Event]:
         """The events after *event* that consume its output, and then the outputs of those, in order."""
-        known = set(event.outputs)
-        for later in self.events[self.events.index(event) + 1 :]:
-            again = later.path == event.path and later.is_module  # the module is shared and called once more
-            inside = not again and f"{later.path}.".startswith(f"{event.path}.")
-            if known & set(later.inputs) and not inside:
-                known |= set(later.outputs)
-                yield later
+        waiting: list[int] = []
+        seen = {event.number}
+
+        def follow(tensors: tuple[int, ...]) -> None:
+            for number in itertools.chain.from_iterable(self._consumers.get(tensor, ()) for tensor in tensors):
+                if number > event.last and number not in seen:
+                    seen.add(number)
+                    heapq.heappush(waiting, number)
+
+        follow(event.outputs)
+        while waiting:
+            later = self.events[heapq.heappop(waiting)]
+            follow(later.outputs)
+            yield later
+
+    def replaced(self, path: str, module: nn.Module) -> Tape:
+        """The tape of the model with *module* in the place of the layer at *path*, which puts out the same shapes."""
+        return evolve(
+            self, events=[evolve(e, name=type(module).__name__) if e.path == path else e for e in self.events]
+        )
+
+    @cached_property
+    def _calls(self) -> Counter[str]:
+        return Counter(event.path for event in self.modules())
+
+    @cached_property
+    def _consumers(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for event in self.events:
+            for tensor in event.inputs:
+                found.setdefault(tensor, []).append(event.number)
+        return found
 
 
 @define(eq=False)
@@ -84,7 +125,9 @@ class _Recorder(TorchFunctionMode):
     events: list[Event | None] = field(factory=list)
     stack: list[tuple[str, nn.Module, int]] = field(factory=list)
     counts: dict[str, int] = field(factory=dict)
-    alive: list[Any] = field(factory=list)
+    numbers: Any = field(factory=WeakIdKeyDictionary)
+    """A number for every tensor that lives; the tape keeps none of them alive."""
+    _next: Iterator[int] = field(factory=itertools.count)
 
     def __attrs_post_init__(self) -> None:
         TorchFunctionMode.__init__(self)
@@ -97,7 +140,7 @@ class _Recorder(TorchFunctionMode):
         if outputs and not self._inside_leaf():
             name = getattr(func, "__name__", str(func)).strip("_")
             path = self.stack[-1][0] if self.stack else ""
-            self.events.append(self._event(path, 0, name, False, [args, kwargs or {}], result))
+            self.events.append(self._event(path, 0, name, False, [args, kwargs or {}], result, len(self.events)))
         return result
 
     def enter(self, path: str, module: nn.Module) -> None:
@@ -110,20 +153,29 @@ class _Recorder(TorchFunctionMode):
         _, module, place = self.stack.pop()
         number = self.counts.get(path, 0)
         self.counts[path] = number + 1
-        self.events[place] = self._event(path, number, type(module).__name__, True, inputs, output)
+        self.events[place] = self._event(path, number, type(module).__name__, True, inputs, output, place)
 
-    def _event(self, path: str, number: int, name: str, is_module: bool, inputs: Any, output: Any) -> Event:
+    def number(self, tensor: Tensor) -> int:
+        """The number of a tensor, a new one where it has none yet."""
+        found = self.numbers.get(tensor)
+        if found is None:
+            found = self.numbers[tensor] = next(self._next)
+        return found  # type: ignore[no-any-return]
+
+    def _event(self, path: str, call: int, name: str, is_module: bool, inputs: Any, output: Any, place: int) -> Event:
         ins, outs = list(tensors(inputs)), list(tensors(output))
-        self.alive += [*ins, *outs]  # an id is unique only while its tensor lives
         return Event(
             path,
-            number,
+            call,
             name,
             is_module,
-            tuple(map(id, ins)),
-            tuple(map(id, outs)),
+            tuple(map(self.number, ins)),
+            tuple(map(self.number, outs)),
             tuple(tuple(t.shape) for t in ins),
             tuple(tuple(t.shape) for t in outs),
+            floating=bool(ins) and (ins[0].is_floating_point() or ins[0].is_complex()),
+            number=place,
+            last=max(place, len(self.events) - 1),
         )
 
     def _inside_leaf(self) -> bool:
@@ -135,10 +187,13 @@ class _Recorder(TorchFunctionMode):
         return type(module).__module__.startswith("torch.nn") and not own_children
 
 
-def record(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] = call) -> Tape:
+def record(
+    model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] = call, training: bool = False
+) -> Tape:
     """Run *model* once on *inputs* and return its tape; the model, its modes and all randomness stay as they were.
 
-    Cost: one forward without gradients, and some microseconds for every op.
+    In eval mode, or in that of *training*, whose statistics are put back too. Cost: one forward without gradients, and
+    some microseconds for every op; no tensor is kept alive but the output.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> [(event.path, event.name, event.output_shapes[0]) for event in record(net, torch.zeros(5, 2)).events]
@@ -146,18 +201,16 @@ def record(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], An
     """
     recorder = _Recorder()
     with ExitStack() as stack:
-        stack.enter_context(forked())
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(model))
+        stack.enter_context(dry(model, training))
         for path, module in model.named_modules():
             for handle in _watch(recorder, path, module):
                 stack.callback(handle.remove)
-        # Checkpointed regions say that they are useless without gradients, which is no news here.
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+        given = {recorder.number(parameter): name for name, parameter in model.named_parameters()}
         with recorder:
             output = forward(model, inputs)
-    return Tape([event for event in recorder.events if event is not None], output)
+    events = [event for event in recorder.events if event is not None]
+    assert len(events) == len(recorder.events), "every call that began has ended"
+    return Tape(events, output, given, tuple(map(recorder.number, tensors(output))))
 
 
 def _watch(recorder: _Recorder, path: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
@@ -177,12 +230,34 @@ def _watch(recorder: _Recorder, path: str, module: nn.Module) -> tuple[Removable
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def dry(model: nn.Module, training: bool) -> Iterator[None]:
+    """A block in which *model* may run without leaving a trace: no gradients, forked randomness, buffers put back."""
+    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers] if training else []
+    values = [(b, b.clone()) for _, own in buffers for b in own.values() if b is not None]
+    clock = model.__dict__.get(CLOCK) or Clock()
+    with forked(), clock.aside(), torch.no_grad(), _in_mode(model, training), warnings.catch_warnings():
+        # Checkpointed regions say that they are useless without gradients, which is no news here.
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+        try:
+            yield
+        finally:
+            for module, own in buffers:
+                module._buffers.update(own)
+            for buffer, value in values:
+                buffer.copy_(value)
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[None]:
     """Put all of *model* in eval mode for a block, and each module back in its own mode afterwards."""
+    return _in_mode(model, training=False)
+
+
+@contextmanager
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        model.train(training)
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, before in modes:
+            module.training = before

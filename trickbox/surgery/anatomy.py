@@ -1,0 +1,381 @@
+"""What a tape means: which layers carry weights, where branches join the trunk, which blocks repeat, what is the head.
+
+Nothing here knows an architecture by name. A residual join is a sum of a tensor with something that was made from it
+through a weight layer; all else follows from the joins and from the order of the calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+
+from attrs import define, frozen
+from torch import Size, nn
+
+from trickbox.surgery.attach import Attachments
+from trickbox.surgery.sites import CONVOLUTIONS, NORMS, WEIGHT_LAYERS, Site, sites_of
+from trickbox.surgery.tape import Event, Shape, Tape
+
+_SUMS = ("add", "iadd", "radd")
+_CONCATENATIONS = ("cat", "concat", "concatenate")
+_MAPS = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d")
+"""Functions that map features where one of their arguments is a parameter."""
+
+
+@frozen
+class Join:
+    """A sum by which a branch comes back to the trunk."""
+
+    event: Event
+    block: str
+    """The path of the repeated block that it belongs to, or of the module whose forward adds."""
+    branch: tuple[Site, ...]
+    """The weight layers of the branch, in order."""
+    ends: tuple[Site, ...]
+    """Those of them that no other follows: one, or several where layers work side by side."""
+    skip: tuple[Site, ...]
+    """The weight layers on the way around the branch: none, or one projection."""
+
+    @property
+    def spatial(self) -> bool:
+        """Whether the branch holds convolutions."""
+        return any(isinstance(site.module, CONVOLUTIONS) for site in self.branch)
+
+
+@define(slots=False)
+class Anatomy:
+    """The parts of a model, as one forward has shown them.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+    ...     def forward(self, x):
+    ...         return x + self.down(self.up(x).relu())
+    >>> net = nn.Sequential(nn.Linear(3, 4), Block(), Block(), nn.Linear(4, 2))
+    >>> anatomy = Anatomy(net, record(net, torch.zeros(5, 3)))
+    >>> [(join.block, [site.path for site in join.branch]) for join in anatomy.joins]
+    [('1', ['1.up', '1.down']), ('2', ['2.up', '2.down'])]
+    >>> [site.path for site in anatomy.stem], [site.path for site in anatomy.heads]
+    (['0'], ['3'])
+    """
+
+    model: nn.Module
+    tape: Tape
+
+    @cached_property
+    def layers(self) -> list[Site]:
+        """The weight layers, call by call, in the order of execution, without what tricks attached."""
+        return [site for site in self._sites if is_weight_layer(site)]
+
+    @cached_property
+    def norms(self) -> list[Site]:
+        """The norms, also of a class of the model's own."""
+        return [site for site in self._sites if is_norm(site)]
+
+    @cached_property
+    def embeddings(self) -> list[Site]:
+        """The embeddings of what is fed to the model, without those of positions and kinds that are added to them."""
+        added: set[int] = set()
+        for event in self._flow.nodes:
+            sides = [self._looked_up[number] for number in self._flow.before(event)]
+            if event.name in _SUMS and len(sides) == 2 and all(sides):
+                added |= max(sides, key=min)
+        return [s for s in self._sites if is_embedding(s) and s.event.number in self._flow.fed - added]
+
+    @cached_property
+    def heads(self) -> list[Site]:
+        """The weight layers that make the outputs; the last one where a sum or anything else of several parts does."""
+        found = {self._maker(tensor) for tensor in self.tape.returned}
+        return [site for site in self.layers if site.event.number in found] or self.layers[-1:]
+
+    @cached_property
+    def joins(self) -> list[Join]:
+        """The residual connections that the model has, in the order of execution."""
+        return [join for event in self._flow.nodes if (join := self._join(event)) is not None]
+
+    @cached_property
+    def blocks(self) -> list[str]:
+        """The paths of the blocks with residual connections, in the order of execution."""
+        return list(dict.fromkeys(join.block for join in self.joins))
+
+    @cached_property
+    def stem(self) -> list[Site]:
+        """The weight layers that run before the first block."""
+        if not self.joins:
+            return []
+        first = self.joins[0].branch[0].event.number
+        return [site for site in self.layers if site.event.number < first and site not in self.skips]
+
+    @cached_property
+    def skips(self) -> list[Site]:
+        """The weight layers on skip paths."""
+        return [site for join in self.joins for site in join.skip]
+
+    @cached_property
+    def bottleneck(self) -> list[Site]:
+        """The weight layers of the lowest resolution, where the model brings earlier tensors back by concatenation."""
+        between = [site for event in self._flow.nodes for site in self._under(event)]
+        least = min((_positions(site.output_shape) for site in between), default=0)
+        lowest = {site.event.number for site in between if _positions(site.output_shape) == least}
+        return [site for site in self.layers if site.event.number in lowest]
+
+    def block_of(self, site: Site) -> str | None:
+        """The path of the block that *site* lies in, or None."""
+        inside = (block for block in self.blocks if f"{site.path}.".startswith(f"{block}." if block else ""))
+        return max(inside, key=len, default=None)
+
+    # -- how it is found -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _modules(self) -> dict[str, nn.Module]:
+        return dict(self.model.named_modules())
+
+    @cached_property
+    def _sites(self) -> list[Site]:
+        return [site for site in sites_of(self.model, self.tape, (nn.Module,)) if not site.attached]
+
+    @cached_property
+    def _flow(self) -> Flow:
+        return Flow(self.tape, {site.event.number for site in self._sites if _is_whole(site)})
+
+    @cached_property
+    def _mapping(self) -> dict[int, Site | None]:
+        """The events that map features by weights: layers, and functions of parameters, which are no sites."""
+        found: dict[int, Site | None] = {site.event.number: site for site in self.layers}
+        for site in self._sites:
+            if _is_opaque(site.module):
+                found[site.event.number] = site
+        for event in self._flow.nodes:
+            if event.name in _MAPS and any(tensor in self.tape.given for tensor in event.inputs):
+                found.setdefault(event.number, None)
+        return found
+
+    @cached_property
+    def _looked_up(self) -> dict[int, set[int]]:
+        """For what every event made: the embeddings that it is made from, with no weight layer between."""
+        tables = {site.event.number for site in self._sites if is_embedding(site)}
+        found: dict[int, set[int]] = defaultdict(set)
+        for event in self._flow.nodes:
+            if event.number in tables:
+                found[event.number] = {event.number}
+            elif event.number not in self._mapping:
+                found[event.number] = set().union(*(found[number] for number in self._flow.before(event)))
+        return found
+
+    def _join(self, event: Event) -> Join | None:
+        if event.is_module or event.name not in _SUMS or set(event.input_shapes) != set(event.output_shapes):
+            return None
+        parts = list(dict.fromkeys(self._flow.before(event)))
+        if len(parts) != 2 or (start := self._flow.common(*parts)) is None:
+            return None
+        first, second = ([n for n in self._flow.between(start, part) if n in self._mapping] for part in parts)
+        skip, branch = sorted((first, second), key=len)
+        plain = not skip
+        projected = len(skip) == 1 < len(branch) and self._once([*skip, *branch])
+        if not branch or not (plain or projected):
+            return None
+        around, through = (tuple(s for n in side if (s := self._mapping[n]) is not None) for side in (skip, branch))
+        if not through:
+            return None
+        last = [s for s in through if not any(self._flow.leads(s.event.number, n) for n in branch)]
+        return Join(event, self._repeated(event.path), through, tuple(last), around)
+
+    def _once(self, numbers: list[int]) -> bool:
+        """Whether each of these is called once: in a recurrence, sums of two products are no shortcut."""
+        return all(self.tape.calls(self.tape.events[number].path) == 1 for number in numbers)
+
+    def _repeated(self, path: str) -> str:
+        """The innermost element of a list of modules of its kind that *path* lies in, or *path* itself."""
+        parts = path.split(".")
+        for length in range(len(parts), 0, -1):
+            inner, outer = ".".join(parts[:length]), ".".join(parts[: length - 1])
+            element, parent = self._modules.get(inner), self._modules.get(outer)
+            alike = sum(type(child) is type(element) for child in parent.children()) if parent is not None else 0
+            is_list = isinstance(parent, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
+            if is_list and alike > 1 and element is not None and any(True for _ in element.children()):
+                return inner
+        return path
+
+    def _maker(self, tensor: int) -> int | None:
+        """The weight layer that a tensor comes out of, through operations on it alone."""
+        event = self._flow.maker(tensor)
+        while event is not None and event not in self._mapping:
+            before = set(self._flow.parents(event))
+            event = before.pop() if len(before) == 1 else None
+        return event
+
+    def _under(self, event: Event) -> Iterator[Site]:
+        """The weight layers between a tensor and its return by concatenation, where they lie at lower resolutions."""
+        if event.is_module or event.name not in _CONCATENATIONS:
+            return
+        for one in self._flow.before(event):
+            for other in self._flow.before(event):
+                if one == other or self._flow.common(one, other) != one:
+                    continue
+                between = [s for n in self._flow.between(one, other) if (s := self._mapping.get(n)) is not None]
+                whole = _positions(event.output_shapes[0])
+                yield from (site for site in between if 0 < _positions(site.output_shape) < whole)
+
+
+class Flow:
+    """Which call consumes what which other call made. Modules whose calls are *whole* are not looked into."""
+
+    def __init__(self, tape: Tape, whole: set[int]) -> None:
+        self.nodes: list[Event] = []
+        """The calls that are not looked into, modules and functions, in order."""
+        self.fed: set[int] = set()
+        """The events that were made from what the model was given."""
+        self._made: dict[int, int] = {}
+        self._parents: dict[int, list[int]] = {}
+        self._ancestors: dict[int, int] = {}
+        self._given = tape.given
+        self._inputs = set(tape.events[0].inputs) if tape.events else set()
+        self._sources = 0
+        self._first_source = len(tape.events)
+        self._read(tape, whole)
+
+    def before(self, event: Event) -> list[int]:
+        """What made the inputs of *event*: numbers of events, or of sources where no event did."""
+        return self._parents[event.number]
+
+    def parents(self, number: int) -> list[int]:
+        """What made the inputs of an event or source."""
+        return self._parents.get(number, [])
+
+    def maker(self, tensor: int) -> int | None:
+        """What made a tensor, last of all, or None."""
+        return self._made.get(tensor)
+
+    def common(self, one: int, other: int) -> int | None:
+        """The last of all that both were made from; one of them where the other was made from it."""
+        shared = (self._ancestors[one] | 1 << one) & (self._ancestors[other] | 1 << other)
+        events = shared & ((1 << self._first_source) - 1)
+        last = events or shared
+        return last.bit_length() - 1 if last else None
+
+    def leads(self, start: int, end: int) -> bool:
+        """Whether *end* was made from *start*."""
+        return bool(self._ancestors[end] >> start & 1)
+
+    def between(self, start: int, end: int) -> list[int]:
+        """The events on the ways from *start*, without it, to *end*, in order."""
+        bits = (self._ancestors[end] | 1 << end) & ((1 << self._first_source) - 1)
+        return [e.number for e in self.nodes if bits >> e.number & 1 and self._ancestors[e.number] >> start & 1]
+
+    def _read(self, tape: Tape, whole: set[int]) -> None:
+        opened: list[Event] = []
+        number = 0
+        while number < len(tape.events):
+            event = tape.events[number]
+            if event.is_module and number not in whole and tape.holds_others(event):
+                opened.append(event)
+                number += 1
+            else:
+                self._add(event)
+                number = event.last + 1
+            while opened and opened[-1].last < number:
+                self._close(opened.pop())
+
+    def _add(self, event: Event) -> None:
+        parents = [self._origin(tensor) for tensor in event.inputs if tensor not in self._given]
+        self.nodes.append(event)
+        self._parents[event.number] = parents
+        self._ancestors[event.number] = 0
+        for parent in parents:
+            self._ancestors[event.number] |= self._ancestors[parent] | 1 << parent
+            if parent in self.fed:
+                self.fed.add(event.number)
+        for tensor in event.outputs:
+            self._made[tensor] = event.number
+
+    def _close(self, event: Event) -> None:
+        """What a container puts out, and nothing inside it has been seen to make, was made by the container."""
+        if any(tensor not in self._made and tensor not in event.inputs for tensor in event.outputs):
+            self._add(event)
+
+    def _origin(self, tensor: int) -> int:
+        if tensor not in self._made:
+            number = self._made[tensor] = self._first_source + self._sources
+            self._sources += 1
+            if tensor in self._inputs:
+                self.fed.add(number)
+            self._ancestors[number] = 0
+        return self._made[tensor]
+
+
+def is_weight_layer(site: Site) -> bool:
+    """Whether a call maps features by a weight of the module's own: by what it does, whatever its class.
+
+    A weight of two axes that joins the last axes of input and output, either way round; one of three or more whose
+    first axis are the channels of the output. Nothing is read that is computed.
+    """
+    module = site.module
+    if isinstance(module, WEIGHT_LAYERS):
+        return True
+    shape = weight_shape(module)
+    if shape is None or is_norm(site) or _is_opaque(module) or not site.event.floating or _has_parts(module):
+        return False
+    start, end = site.input_shape, site.output_shape
+    if len(shape) == 2:
+        return bool(start and end) and sorted(shape) == sorted((start[-1], end[-1])) and len(start) == len(end)
+    return len(shape) == len(start) == len(end) and shape[0] == end[1]
+
+
+def weight_shape(module: nn.Module) -> Size | None:
+    """The shape of the one weight of a module, parametrized or not, without computing it; None without one.
+
+    >>> weight_shape(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    torch.Size([2, 3])
+    """
+    own = {name: p.shape for name, p in module._parameters.items() if p is not None and p.ndim > 1}
+    own.pop("weight_g", None)  # the lengths of an older weight norm, whose directions are weight_v
+    if isinstance(computed := module._modules.get("parametrizations"), nn.ModuleDict):
+        for name, part in computed.items():
+            shapes = [p.shape for p in part.parameters(recurse=False) if p.ndim > 1]
+            own |= {name: max(shapes, key=math.prod)} if shapes else {}
+    return next(iter(own.values())) if len(own) == 1 else None
+
+
+def is_norm(site: Site) -> bool:
+    """Whether a call normalizes: a norm of torch, or a class that says so and keeps the shape."""
+    if isinstance(site.module, NORMS):
+        return True
+    named = "norm" in type(site.module).__name__.lower()
+    return named and site.input_shape == site.output_shape and not _has_parts(site.module)
+
+
+def is_embedding(site: Site) -> bool:
+    """Whether a call looks up rows of a table by whole numbers."""
+    shape = weight_shape(site.module)
+    if isinstance(site.module, (nn.Embedding, nn.EmbeddingBag)):
+        return True
+    return shape is not None and not site.event.floating and site.output_shape[-1:] == shape[1:]
+
+
+def _is_whole(site: Site) -> bool:
+    """Whether a call counts as one step, whatever happens inside."""
+    return is_weight_layer(site) or is_norm(site) or is_embedding(site) or _is_opaque(site.module)
+
+
+def _is_opaque(module: nn.Module) -> bool:
+    """Whether a module of torch does by itself what others do with several layers."""
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention))
+
+
+def _has_parts(module: nn.Module) -> bool:
+    """Whether children of the module have parameters of their own."""
+    return any(
+        next(child.parameters(), None) is not None
+        for name, child in module.named_children()
+        if name != "parametrizations" and not isinstance(child, Attachments)
+    )
+
+
+def _positions(shape: Shape) -> int:
+    """How many positions an output (N, C, ...) has; 0 without such axes."""
+    return math.prod(shape[2:]) if len(shape) > 2 else 0

@@ -1,0 +1,216 @@
+"""Where the user wants a trick to act: the one grammar of ``at=`` and ``not_at=``, for all tricks.
+
+A *place* is one of
+
+- a path, part by part: ``*`` is any one part or piece of a part, ``**`` any number of parts, also none; inside a part
+  ``?`` and ``[0-3]`` mean one character. It must match the whole path: ``encoder.layer.*.output.dense``, ``**.proj``.
+  ``(model)`` is the model itself. One of several calls is named with its number, ``pool[1]``; without a number all
+  calls are meant
+- a class, for the modules that are instances of it
+- a class by its name, after a colon: ``:Linear``, ``:_BatchNorm``. The class of the module, or a base, has this name
+- a predicate: a function of a `Site`
+
+and *places* are one of these, or a list of them: any of them.
+
+A site's own name is compared literally before a path is read as a pattern. So every name means at least its own site,
+whatever stars and brackets it holds. But ``pool[1]`` also means a module ``pool1``: in a pattern ``[1]`` is one sign.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+from torch import nn
+
+from trickbox.errors import ConfigError, near
+from trickbox.surgery.sites import Site
+
+Place = str | type | Callable[[Site], bool]
+Places = Place | Sequence[Place]
+
+MODEL = "(model)"
+"""The path of the model itself, which is empty, as it is written."""
+SHOWN = 6
+"""How many names an error shows."""
+
+
+def matches(places: Places, site: Site) -> bool:
+    """Whether *site* is at one of *places*.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> from trickbox.surgery.sites import sites_of
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> sites = sites_of(net, record(net, torch.zeros(4, 2)), (nn.Module,))
+    >>> places = ["(model)", ":ReLU", lambda site: site.output_shape == (4, 3)]
+    >>> [(site.label, matches(places, site)) for site in sites]
+    [('(model)', True), ('0', True), ('1', True), ('2', False)]
+    """
+    return any(_matches(place, site) for place in _listed(places))
+
+
+def choose(sites: Iterable[Site], at: Places | None, not_at: Places | None) -> list[Site]:
+    """The sites at *at*, or all where that is None, without those at *not_at*; the order stays.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> from trickbox.surgery.sites import sites_of
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> sites = sites_of(net, record(net, torch.zeros(4, 2)), (nn.Module,))
+    >>> [site.label for site in choose(sites, nn.Linear, "2")]
+    ['0']
+    """
+    chosen = (site for site in sites if at is None or matches(at, site))
+    return [site for site in chosen if not_at is None or not matches(not_at, site)]
+
+
+def unmatched(at: Places | None, sites: Iterable[Site]) -> list[Place]:
+    """Those of *at* that none of *sites* is at: misspelt, or meant for another model.
+
+    >>> unmatched(["fc", ":Linear"], [])
+    ['fc', ':Linear']
+    """
+    sites = list(sites)
+    return [place for place in _listed(at) if not any(_matches(place, site) for site in sites)]
+
+
+def check_matched(trick_name: str, at: Places | None, sites: Iterable[Site], setting: str = "at") -> None:
+    """Raise `ConfigError` where one of *at* is at none of *sites*: it names the place and the nearest that exist.
+
+    *sites* are those among which the trick would choose. *setting* is the name under which the user wrote *at*.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> from trickbox.surgery.sites import sites_of
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> sites = sites_of(net, record(net, torch.zeros(4, 2)), (nn.Linear,))
+    >>> check_matched("dropout", [nn.Linear, ":Linaer"], sites)
+    Traceback (most recent call last):
+    trickbox.errors.ConfigError: dropout: at: no module is of this class, got ':Linaer'; there are :Linear, :Module. Did
+    you mean ':Linear'?
+    """
+    sites = list(sites)
+    for place in unmatched(at, sites):
+        raise ConfigError(f"{trick_name}: {setting}: {_in_vain(place, sites)}")
+
+
+def to_json(places: Any) -> Any:
+    """The JSON form of places: a list stays a list, a class becomes ``:Name``, a predicate ``module.function()``.
+
+    In the run a class keeps its exact meaning; read back from JSON it means all classes of that name. A predicate
+    cannot be read back: the parentheses say so, and `fault` refuses them. What is no place stays what it is, so that
+    every setting of a trick can be passed through here.
+
+    >>> to_json([nn.Linear, "**.proj", nn.init.calculate_gain]), to_json(0.5)
+    ([':Linear', '**.proj', 'torch.nn.init.calculate_gain()'], 0.5)
+    """
+    if isinstance(places, (list, tuple)):
+        return [to_json(place) for place in places]
+    if isinstance(places, type):
+        return f":{places.__name__}"
+    if callable(places) and not isinstance(places, nn.Module):
+        named: Any = places if inspect.isroutine(places) else type(places)
+        return f"{getattr(named, '__module__', 'builtins')}.{named.__qualname__}()"
+    return places
+
+
+def fault(places: Any) -> tuple[str, Any] | None:
+    """What *places* should be and which part of it is not, or None where the grammar takes it all.
+
+    >>> fault("encoder.*")
+    >>> fault(["encoder.*", "a..b"])
+    ("a path without empty parts, '(model)' for the model itself", 'a..b')
+    """
+    listed = _listed(places)
+    if not listed:
+        return "at least one place, or None", places
+    faults = ((_fault(place), place) for place in listed)
+    return next(((expected, place) for expected, place in faults if expected), None)
+
+
+# -- one place -------------------------------------------------------------------------------------------------------
+
+
+def _listed(places: Places | None) -> list[Place]:
+    if isinstance(places, (list, tuple)):
+        return list(places)
+    return [] if places is None else [cast(Place, places)]
+
+
+def _matches(place: Place, site: Site) -> bool:
+    if isinstance(place, str):
+        return place[1:] in _classes(site) if place.startswith(":") else _is_at(place, site)
+    if isinstance(place, type):
+        return isinstance(site.module, place)
+    return bool(place(site))
+
+
+def _is_at(pattern: str, site: Site) -> bool:
+    return pattern in (site.label, site.path or MODEL) or _fits(pattern, site.path)
+
+
+def _fits(pattern: str, path: str) -> bool:
+    """Whether a path matches part by part. `reached` are the numbers of parts that the pattern so far can cover."""
+    parts = path.split(".") if path else []
+    reached = {0}
+    for piece in pattern.split("."):
+        if piece == "**":
+            reached = set(range(min(reached, default=len(parts) + 1), len(parts) + 1))
+        else:
+            reached = {n + 1 for n in reached if n < len(parts) and fnmatchcase(parts[n], piece)}
+    return len(parts) in reached
+
+
+def _classes(site: Site) -> list[str]:
+    return [cls.__name__ for cls in type(site.module).__mro__]
+
+
+def _fault(place: Any) -> str:
+    if isinstance(place, str):
+        return _fault_of_text(place)
+    if isinstance(place, nn.Module):
+        return "the path or the class of a module, not the module itself"
+    return "" if callable(place) else "a path, a class, ':Name', a predicate of a site, or a list of these"
+
+
+def _fault_of_text(place: str) -> str:
+    if place.startswith(":"):
+        return "" if place[1:].isidentifier() else "a colon and the bare name of a class, such as ':Linear'"
+    if place.endswith("()"):
+        return "the predicate itself, of which a record holds the name only"
+    return "" if all(place.split(".")) else f"a path without empty parts, {MODEL!r} for the model itself"
+
+
+# -- what an error shows ---------------------------------------------------------------------------------------------
+
+
+def _in_vain(place: Place, sites: list[Site]) -> str:
+    """That *place* is at none of *sites*, and what could have been meant."""
+    wanted = to_json(place)
+    if not isinstance(place, (str, type)):
+        return f"the predicate is true for none of {len(sites)} sites, got {wanted!r}"
+    if wanted.startswith(":"):
+        what, names = "no module is of this class", [f":{name}" for site in sites for name in _classes(site)[:-1]]
+    else:
+        what, names = "no path matches", [site.label for site in sites]
+    hint = near(wanted, names + _patterns(wanted, [site.path for site in sites if site.path]))
+    return f"{what}, got {wanted!r}; there are {_nearest(wanted, list(dict.fromkeys(names)))}.{hint}"
+
+
+def _nearest(wanted: str, names: list[str]) -> str:
+    """The names, or, where they are many, those that look most like *wanted*."""
+    if len(names) <= SHOWN:
+        return ", ".join(names) or "no sites"
+    shown = difflib.get_close_matches(wanted, names, n=SHOWN, cutoff=0.0)
+    return f"{', '.join(shown)} and {len(names) - SHOWN} more"
+
+
+def _patterns(wanted: str, paths: list[str]) -> list[str]:
+    """Patterns in the style of *wanted* that match: numbers replaced by ``*``, or all but the last part by ``**``."""
+    found = [re.sub(r"(?<![^.])\d+(?![^.])", "*", path) for path in paths] if "*" in wanted else []
+    return found + ([f"**.{path.rpartition('.')[2]}" for path in paths] if "**" in wanted else [])
