@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import hypothesis
 import pytest
 import torch
+
+# The wheel of torchvision is built for CUDA. Beside a torch for the CPU its operators are missing, which it puts up
+# with, but for one module that describes them to torch; so that module is there already, and empty.
+sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
 
 # They cannot be imported without their frameworks, nor quickly with them; tests/adapters imports them.
 collect_ignore = ["trickbox/adapters/lightning.py", "trickbox/adapters/transformers.py"]

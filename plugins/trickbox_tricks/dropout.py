@@ -176,7 +176,8 @@ def _suitable(surgery: Surgery) -> tuple[list[Site], list[Site]]:
         )
         ends = [end for join in anatomy.joins if not join.spatial for end in join.ends]
         spatial = any(join.spatial for join in anatomy.joins)
-        return [surgery.head()] if spatial else [], [*anatomy.embeddings, *ends]
+        starts = anatomy.embeddings or ([] if spatial else anatomy.stem[-1:])
+        return [surgery.head()] if spatial else [], [*starts, *ends]
     if anatomy.bottleneck:
         surgery.remark("it brings earlier maps back by concatenation: only at the lowest resolution")
         return [], anatomy.bottleneck
@@ -184,11 +185,10 @@ def _suitable(surgery: Surgery) -> tuple[list[Site], list[Site]]:
 
 
 def _layers(surgery: Surgery) -> list[Site]:
-    """The weight layers and embeddings but for the heads, in the order of execution."""
+    """All that makes features: weight layers, embeddings and recurrent layers, in the order of execution."""
     anatomy = surgery.anatomy
-    heads = {site.event.number for site in anatomy.heads}
-    layers = [site for site in anatomy.layers if site.event.number not in heads]
-    return sorted([*anatomy.embeddings, *layers], key=lambda site: site.event.number)
+    layers = [*anatomy.embeddings, *anatomy.recurrent, *anatomy.hidden]
+    return sorted(layers, key=lambda site: site.event.number)
 
 
 def _is_spatial(site: Site) -> bool:
@@ -213,12 +213,11 @@ def dropout_before(surgery: Surgery, event: Event) -> Event | None:
 
 
 def _until_weights(surgery: Surgery, event: Event) -> list[Event]:
-    """The events after *event*, up to and including the next weight layer."""
-    layers = {site.event.number for site in surgery.anatomy.layers}
+    """The events after *event*, up to and including the next call that maps features by weights."""
     found = []
     for later in surgery.tape.following(event):
         found.append(later)
-        if later.number in layers:
+        if later.number in surgery.anatomy.maps:
             break
     return found
 

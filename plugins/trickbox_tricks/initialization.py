@@ -68,6 +68,35 @@ def draw(layer: nn.Module, scheme: str, gain: float) -> Tensor:
     return weight.normal_(std=gain / math.sqrt(fan))
 
 
+def draw_several(module: nn.Module, scheme: str) -> dict[str, Tensor]:
+    """Weights and biases for a recurrent layer or multi-head attention of torch, from the global generator.
+
+    Every gate, and each of q, k and v, is drawn as a layer of its own at gain 1; from one state to the next a gate is
+    orthogonal whatever the scheme. Biases are zero, but for the forget gate of an LSTM, whose bias is one.
+    Cost: one draw. Source: see `draw`; Le et al. 2015; Jozefowicz et al. 2015 for the forget gate.
+
+    >>> found = draw_several(nn.LSTM(3, 2), "kaiming")
+    >>> found["weight_ih_l0"].shape, found["bias_ih_l0"].tolist()
+    (torch.Size([8, 3]), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    """
+    gates = {"LSTM": 4, "GRU": 3}.get(getattr(module, "mode", ""), 1)
+    found: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if name.startswith("trickbox."):
+            continue
+        parts = {"weight_ih": gates, "weight_hh": gates, "in_proj": 3}.get("_".join(name.split("_")[:2]), 1)
+        if parameter.ndim == 2:
+            rows, columns = parameter.shape[0] // parts, parameter.shape[1]
+            layer = nn.Linear(columns, rows, device="meta", dtype=parameter.dtype)
+            own = "orthogonal" if name.startswith("weight_hh") else scheme
+            found[name] = torch.cat([draw(layer, own, 1.0) for _ in range(parts)])
+        else:
+            found[name] = torch.zeros_like(parameter)
+            if gates == 4 and name.startswith("bias_ih"):
+                found[name].view(4, -1)[1] = 1.0
+    return found
+
+
 def scale_to_unit_variance(model: nn.Module, run: Any, paths: Iterable[str]) -> None:
     """Scale the weights of the layers at *paths*, in this order and in place, until each puts out a variance of 1.
 
@@ -144,8 +173,12 @@ class Initialize:
         """Draw, scale and write."""
         surgery = state.surgery
         layers = surgery.anatomy.layers
-        layers = _fresh(surgery, surgery.choose(layers, layers, self.at, self.not_at))
-        sites = surgery.require(layers, "weights that no trick has loaded")
+        among = [*layers, *surgery.sites(nn.RNNBase, nn.MultiheadAttention)]
+        layers = _fresh(surgery, [s for s in surgery.choose(layers, among, self.at, self.not_at) if s in layers])
+        others = self._several(state)
+        sites = layers if others else surgery.require(layers, "weight layers whose weights no trick has loaded")
+        for name, value in others.items():
+            surgery.write(name, value)
         weights = {site.path: self._draw(state, site) for site in sites}
         if self.scheme == "lsuv":
             followed = {site.path for site in sites if norm_after(surgery.model, surgery.tape, site.event)}
@@ -155,6 +188,18 @@ class Initialize:
             bias = surgery.model.get_submodule(path)._parameters.get("bias")
             if bias is not None and _name(path, "bias") not in surgery.kept():
                 surgery.write(_name(path, "bias"), torch.zeros_like(bias))
+
+    def _several(self, state: State) -> dict[str, Tensor]:
+        """The weights and biases of modules that hold several in one: recurrent layers and attention."""
+        surgery, scheme = state.surgery, "orthogonal" if self.scheme == "lsuv" else self.scheme
+        sites = surgery.sites(nn.RNNBase, nn.MultiheadAttention)
+        drawn: dict[str, Tensor] = {}
+        for site in surgery.choose(sites, [*sites, *surgery.anatomy.layers], self.at, self.not_at):
+            if site in sites and site.call == 0:
+                with state.streams.forked("init", site.path):
+                    values = draw_several(site.module, scheme)
+                drawn |= {_name(site.path, name): value for name, value in values.items()}
+        return {name: value for name, value in drawn.items() if name not in surgery.kept()}
 
     def _draw(self, state: State, site: Site) -> Tensor:
         surgery = state.surgery

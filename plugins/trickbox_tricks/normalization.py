@@ -52,7 +52,7 @@ def group_norm_for(layer: nn.Module, shape: tuple[int, ...], eps: float, groups:
     if reason := _misfit(layer, shape):
         return reason
     if groups is None:
-        groups = 1 if isinstance(layer, nn.Linear) else default_groups(shape[1])
+        groups = default_groups(shape[1]) if isinstance(layer, CONVOLUTIONS) else 1
     if shape[1] % groups:
         return f"{shape[1]} channels are not a multiple of {groups} groups"
     if math.prod(shape[1:]) == groups:
@@ -81,16 +81,16 @@ def layer_norm_for(layer: nn.Module, shape: tuple[int, ...], eps: float) -> nn.M
     >>> layer_norm_for(nn.Linear(3, 8), (4, 7, 8), eps=1e-5)
     LayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=True)
     """
-    if not isinstance(layer, nn.Linear):
+    if isinstance(layer, CONVOLUTIONS):
         return group_norm_for(layer, shape, eps, 1)
     return nn.LayerNorm(shape[-1], eps=eps) if shape[-1] > 1 else "one feature has no variance"
 
 
 def _misfit(layer: nn.Module, shape: tuple[int, ...]) -> str | None:
     """Why channels are not the second axis of *shape*, where they are not."""
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, CONVOLUTIONS):
         return None if len(shape) == 2 else f"the features of {shape} are its last axis, where only LayerNorm acts"
-    batched = len(shape) == len(layer.kernel_size) + 2  # type: ignore[arg-type]
+    batched = len(shape) == len(layer.kernel_size) + 2
     return None if batched else f"an output of shape {shape} has no batch axis"
 
 
@@ -101,7 +101,7 @@ def normalize(surgery: Surgery, trick: Any, make: Make) -> None:
     kind stays. Raises `ConfigError` for a place that is not there, `NoEffectError` where no norm came of it.
     """
     sites = surgery.choose(_suitable(surgery, trick.dense), surgery.anatomy.layers, trick.at, trick.not_at)
-    sites = surgery.require(sites, "convolutions or linear layers before the head")
+    sites = surgery.require(sites, "weight layers before the head")
     planned = [(site, norm_after(surgery.model, surgery.tape, site.event)) for site in sites]
     if trick.at is None:
         planned = [(site, norm) for site, norm in planned if norm is not None or _may_have_one(surgery, site)]
@@ -111,9 +111,9 @@ def normalize(surgery: Surgery, trick: Any, make: Make) -> None:
 
 def _suitable(surgery: Surgery, dense: bool) -> list[Site]:
     """The convolutions but for the heads, with *dense* all layers; in a model without convolutions its dense layers."""
-    anatomy = surgery.anatomy
-    heads = {site.event.number for site in anatomy.heads}
-    layers = [site for site in anatomy.layers if site.event.number not in heads]
+    layers = surgery.anatomy.hidden
+    if surgery.anatomy.recurrent:
+        surgery.remark("its recurrent layers take no norm")
     convolutions = [site for site in layers if isinstance(site.module, CONVOLUTIONS)]
     return layers if dense or not convolutions else convolutions
 
@@ -121,14 +121,14 @@ def _suitable(surgery: Surgery, dense: bool) -> list[Site]:
 def _may_have_one(surgery: Surgery, site: Site) -> bool:
     """Whether a layer that no norm follows may get one; with a note where the model's blocks say no.
 
-    Where blocks are normalized, they are so at the places that their author chose; no norm belongs on a skip path, or
-    on one of the layers that make q, k and v.
+    Where a model is normalized, it is so at the places that its author chose; no norm belongs on a skip path, or on one
+    of the layers that make q, k and v.
     """
     anatomy = surgery.anatomy
-    if not anatomy.joins:
-        return True
-    if normalized := next((norm for norm in anatomy.norms if anatomy.block_of(norm) is not None), None):
-        surgery.skip(site, f"the model's blocks have norms of their own already, such as {normalized.label}")
+    inside = [norm for norm in anatomy.norms if anatomy.block_of(norm) is not None]
+    if anatomy.norms:
+        who = "the model's blocks have" if inside else "the model has"
+        surgery.skip(site, f"{who} norms of its own already, such as {(inside or anatomy.norms)[0].label}")
     elif site in anatomy.skips:
         surgery.skip(site, "it lies on a skip path")
     elif not isinstance(site.module, CONVOLUTIONS) and anatomy.block_of(site) is not None:
@@ -144,7 +144,7 @@ def _normalize_one(surgery: Surgery, site: Site, norm: Site | None, make: Make) 
     if isinstance(made, str):
         surgery.skip(site, made)
     elif norm is None:
-        surgery.insert(site, made.to(site.module.weight.dtype), Rank.NORM)  # type: ignore[arg-type]
+        surgery.insert(site, made.to(next(site.module.parameters()).dtype), Rank.NORM)
         return True
     elif norm.attached or _kind(norm.module) == _kind(made):
         surgery.skip(site, f"{norm.label} follows, a {type(norm.module).__name__} already")

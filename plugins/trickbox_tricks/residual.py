@@ -136,7 +136,9 @@ class Residual:
         """Attach a shortcut to every segment."""
         surgery = state.surgery
         acted = [segment for segment in self._segments(surgery) if self._act(state, segment)]
-        surgery.require([segment[0] for segment in acted], f"chains of {self.layers} layers with a shortcut that fits")
+        surgery.require(
+            [segment[0] for segment in acted], f"chains of {self.layers} weight layers with a shortcut that fits"
+        )
 
     def _layers(self, surgery: Surgery) -> list[Site]:
         anatomy = surgery.anatomy
@@ -145,6 +147,11 @@ class Residual:
         if anatomy.joins:
             surgery.remark(f"it has residual connections already, {_named(anatomy.blocks)}")
             default = []
+        elif anatomy.concatenations:
+            surgery.remark("it has skips of its own already, by concatenation")
+            default = []
+        if anatomy.recurrent:
+            surgery.remark("its recurrent layers are no chain that a shortcut fits")
         return surgery.choose(default, anatomy.layers, self.at, self.not_at)
 
     def _segments(self, surgery: Surgery) -> Iterator[list[Site]]:

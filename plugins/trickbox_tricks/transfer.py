@@ -186,12 +186,13 @@ class Freeze:
         if self.at is not None and self.until is not None:
             raise ConfigError("freeze: until and at both say what is frozen; give one of them")
         calls = surgery.sites(nn.Module)
+        heads = surgery.anatomy.heads if self.at is None and self.until is None else []
         if self.at is None:
             early, late = split(surgery, self.until)
         else:
             early, late = surgery.choose([], calls, self.at, None), []
         spared = surgery.choose([], calls, self.not_at, None) if self.not_at is not None else []
-        trained = {id(p) for site in late for p in site.module.parameters(recurse=False)}
+        trained = {id(p) for site in [*late, *heads] for p in site.module.parameters(recurse=False)}
         trained |= {id(p) for site in spared for p in site.module.parameters()}
         parts = [part for site in early for part in _apart(surgery, site, trained, calls)]
         where = " that run before the part that is trained" if self.at is None else ""
@@ -221,7 +222,7 @@ def split(surgery: Surgery, until: str | None) -> tuple[list[Site], list[Site]]:
     """The outermost modules that run before *until* (None: the head), and all calls that are not inside these."""
     calls = surgery.sites(nn.Module)
     if until is None:
-        first = surgery.head()
+        first = surgery.require(surgery.anatomy.heads, "trainable modules that run before the head")[-1]
     else:
         found = next((site for site in calls if _is_in(site.path, until)), None)
         if found is None:

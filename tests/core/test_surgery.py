@@ -671,7 +671,9 @@ def test_an_attached_norm_is_found_behind_its_host():
 
 
 def test_a_model_without_a_layer_has_no_head():
-    with pytest.raises(tb.NoEffectError, match=r"toy acted nowhere: it looked for a layer that makes .*; the model ran .*ReLU"):
+    with pytest.raises(
+        tb.NoEffectError, match=r"toy acted nowhere: it looked for a layer that makes .*; the model ran .*ReLU"
+    ):
         surgery_of(nn.Sequential(nn.ReLU())).head()
 
 

@@ -8,10 +8,8 @@ are imported when the first model is built, for they take seconds.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
-from functools import cache, partial
-from types import ModuleType
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,33 +35,10 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {}
 
 
-@cache
-def mend_torchvision() -> None:
-    """Make torchvision importable beside a torch of another build, as its wheel for CUDA is beside torch for the CPU.
-
-    Its compiled operators cannot be loaded then, which it puts up with until a detector needs one. Only the module that
-    describes two of them to torch fails, and the import with it; so that module is found loaded already, and empty.
-    Where torchvision is missing, or whole, nothing happens.
-    """
-    try:
-        import torchvision
-    except ImportError:
-        return
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.startswith("torchvision.")]:
-            del sys.modules[name]  # what the failed import has left
-        descriptions = "torchvision._meta_registrations"
-        sys.modules[descriptions] = ModuleType(descriptions)
-        import torchvision  # noqa: F401
-
-
 def _add(name: str, build: Callable[[], nn.Module], inputs: Callable[[], Any]) -> None:
     source = name.partition("/")[0]
 
     def seeded_build() -> nn.Module:
-        mend_torchvision()  # timm imports it, and so does transformers where it is installed
         with forked(SEED):
             return build()
 

@@ -182,7 +182,7 @@ wide_resnet
 resnet_plain
     dropout     before head
     residual    refused: has residual connections
-    norms       after blocks.{0,1}.conv{1,2}  # not the stem: norms belong to the branches
+    norms       after stem blocks.{0,1}.conv{1,2}  # as He et al. 2016 do, behind the stem too
     initialize  stem.weight blocks.{0,1}.conv{1,2}.weight head.weight
     freeze      stem blocks
 

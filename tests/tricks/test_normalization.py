@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from trickbox_tricks.normalization import BatchNorm, GroupNorm, LayerNorm, take_over
 
-from trickbox import ConfigError, NoEffectError, apply, explain, undo
+from trickbox import ConfigError, NoEffectError, apply, undo
 from trickbox.tasks.waveforms import PlainNet
 
 

@@ -6,9 +6,10 @@ through a weight layer; all else follows from the joins and from the order of th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 
 from attrs import define, frozen
@@ -20,6 +21,9 @@ from trickbox.surgery.tape import Event, Shape, Tape
 
 _SUMS = ("add", "iadd", "radd")
 _CONCATENATIONS = ("cat", "concat", "concatenate")
+_SQUASHES = ("softmax", "sigmoid", "hardsigmoid")
+_PRODUCTS = ("mul", "imul", "rmul", "multiply", "matmul", "bmm", "einsum", "getitem")
+_RESHAPES = ("view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand")
 _MAPS = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d")
 """Functions that map features where one of their arguments is a parameter."""
 
@@ -93,6 +97,32 @@ class Anatomy:
         found = {self._maker(tensor) for tensor in self.tape.returned}
         return [site for site in self.layers if site.event.number in found] or self.layers[-1:]
 
+    @property
+    def maps(self) -> Collection[int]:
+        """The numbers of all events that map features by weights: layers, recurrent ones, attention, functions."""
+        return self._mapping.keys()
+
+    @cached_property
+    def gates(self) -> list[Site]:
+        """The weight layers whose output, squashed, weighs other features: of experts, of channels."""
+        return [site for site in self.layers if self._is_gate(site)]
+
+    @cached_property
+    def hidden(self) -> list[Site]:
+        """The weight layers that make features: all but heads and gates."""
+        others = {site.event.number for site in (*self.heads, *self.gates)}
+        return [site for site in self.layers if site.event.number not in others]
+
+    @cached_property
+    def recurrent(self) -> list[Site]:
+        """The recurrent layers of torch."""
+        return [site for site in self._sites if isinstance(site.module, nn.RNNBase)]
+
+    @cached_property
+    def concatenations(self) -> list[Event]:
+        """The calls that put together what was computed at several places of the model from the same features."""
+        return [event for event in self._flow.nodes if self._concatenates(event)]
+
     @cached_property
     def joins(self) -> list[Join]:
         """The residual connections that the model has, in the order of execution."""
@@ -137,7 +167,8 @@ class Anatomy:
 
     @cached_property
     def _sites(self) -> list[Site]:
-        return [site for site in sites_of(self.model, self.tape, (nn.Module,)) if not site.attached]
+        found = sites_of(self.model, self.tape, (nn.Module,))
+        return [site for site in found if not site.attached and ".parametrizations." not in f".{site.path}."]
 
     @cached_property
     def _flow(self) -> Flow:
@@ -184,6 +215,26 @@ class Anatomy:
             return None
         last = [s for s in through if not any(self._flow.leads(s.event.number, n) for n in branch)]
         return Join(event, self._repeated(event.path), through, tuple(last), around)
+
+    def _is_gate(self, site: Site) -> bool:
+        following = (e for e in self.tape.following(site.event) if not self.tape.holds_others(e))
+        following = (e for e in following if not any(part in _plain(e) for part in _RESHAPES))
+        first, second = next(following, None), next(following, None)
+        if first is None or second is None or _plain(first) not in _SQUASHES:
+            return False
+        return second.name in _PRODUCTS
+
+    def _concatenates(self, event: Event) -> bool:
+        if event.is_module or event.name not in _CONCATENATIONS:
+            return False
+        parts = list(dict.fromkeys(self._flow.before(event)))
+        for one, other in itertools.combinations(parts, 2):
+            start = self._flow.common(one, other)
+            if start is not None and any(
+                n in self._mapping for p in (one, other) for n in self._flow.between(start, p)
+            ):
+                return True
+        return False
 
     def _once(self, numbers: list[int]) -> bool:
         """Whether each of these is called once: in a recurrence, sums of two products are no shortcut."""
@@ -374,6 +425,10 @@ def _has_parts(module: nn.Module) -> bool:
         for name, child in module.named_children()
         if name != "parametrizations" and not isinstance(child, Attachments)
     )
+
+
+def _plain(event: Event) -> str:
+    return event.name.lower().replace("_", "")
 
 
 def _positions(shape: Shape) -> int:

@@ -16,6 +16,7 @@ from attrs import define
 from torch import Tensor, nn
 
 from trickbox.errors import SurgeryError
+from trickbox.nest import map_tensors, tensors
 from trickbox.surgery.recompute import numbered
 
 CHILD = "trickbox"
@@ -63,6 +64,8 @@ class Slot:
     before: bool = False
     stash: Stash | None = None
     """For a shortcut: where the input comes from, when it is not the host's own."""
+    output: int = 0
+    """On which of the host's tensors it acts, where that puts out several."""
 
 
 class Attachments(nn.Module):
@@ -108,7 +111,7 @@ class Attachments(nn.Module):
             if not slot.before and slot.call == call:
                 child = self._modules[slot.name]
                 if slot.rank is not Rank.SHORTCUT:
-                    output = child(output)  # type: ignore[misc]
+                    output = _changed(output, slot.output, child)  # type: ignore[arg-type]
                 else:
                     source = _first(args, kwargs) if slot.stash is None else slot.stash.take()
                     output = _add(output, child(source))  # type: ignore[misc]
@@ -134,6 +137,15 @@ class Attachments(nn.Module):
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The first input of a call, however it was passed."""
     return args[0] if args else next(iter(kwargs.values()))
+
+
+def _changed(output: Any, number: int, child: nn.Module) -> Any:
+    """*output* with one of its tensors as *child* leaves it."""
+    if isinstance(output, Tensor):
+        return child(output)
+    one = list(tensors(output))[number]
+    changed = child(one)
+    return map_tensors(lambda tensor: changed if tensor is one else tensor, output)
 
 
 def _add(output: Tensor, shortcut: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor, nn
 
 from trickbox.errors import NoEffectError, SurgeryError
@@ -81,8 +81,10 @@ class Surgery:
         try:
             trained = record(model, inputs, forward, training=True)
         except Exception:  # whatever it is, such as targets that it asks for in training
-            trained = None
-        return cls(model, inputs, tape, trained, forward)
+            return cls(model, inputs, tape, None, forward)
+        return cls(
+            model, inputs, evolve(trained, output=tape.output) if trained.shows_more(tape) else tape, trained, forward
+        )
 
     def try_out(self) -> None:
         """Run the edited model once in eval mode and once in training mode, where it could run so before.
@@ -235,7 +237,7 @@ class Surgery:
                 kept.append((prefix + name).rstrip("."))
                 if module.training == self.model.training:
                     following.append(kept[-1])
-        ledger(self.model).edits.append(Frozen(trained, kept, following))
+        ledger(self.model).edits.append(Frozen(path, trained, kept, following))
         self.note(path or "(model)", f"frozen, {len(trained)} parameter tensors")
 
     def tick(self, clock: Clock) -> None:
@@ -252,8 +254,9 @@ class Surgery:
         name = self.acting if site.call == 0 else f"{self.acting}_call{site.call}"
         name = (attachments(site.module) or Attachments(site.calls)).free_name(name)
         child.to(_device_of(self.model))
-        self._add(site, Slot(name, site.call, rank, before, stash), child)
-        shape = site.input_shape if before else site.output_shape
+        output = 0 if before else self.tape.used(site.event)
+        self._add(site, Slot(name, site.call, rank, before, stash, output), child)
+        shape = site.input_shape if before else site.event.output_shapes[output]
         where = "before" if before else "after"
         self.note(f"{where} {site.label}", f"{type(child).__name__}({child.extra_repr()}) on {shape}", _count(child))
 

@@ -62,9 +62,10 @@ class Written:
 
 @define(eq=False)
 class Frozen:
-    """Parameters stopped being trained; `trained` are those that were, `kept` the modules that are kept in eval mode,
-    `following` those of them that had the model's own mode."""
+    """The parameters under `path` stopped being trained; `trained` are those that were, `kept` the modules that are
+    kept in eval mode, `following` those of them that had the model's own mode."""
 
+    path: str
     trained: list[str]
     kept: list[str]
     following: list[str]

@@ -101,6 +101,19 @@ class Tape:
             follow(later.outputs)
             yield later
 
+    def used(self, event: Event) -> int:
+        """Which of the outputs of *event* is the first that anything uses; the first of all where none is."""
+        later = (n for n, tensor in enumerate(event.outputs) if self._uses(tensor, event))
+        return next(later, 0)
+
+    def shows_more(self, other: Tape) -> bool:
+        """Whether this tape has all calls of modules that *other* has, and calls of other modules too."""
+        mine, theirs = self._calls, other._calls
+        return len(mine) > len(theirs) and all(mine[path] == calls for path, calls in theirs.items())
+
+    def _uses(self, tensor: int, event: Event) -> bool:
+        return tensor in self.returned or any(number > event.last for number in self._consumers.get(tensor, ()))
+
     def replaced(self, path: str, module: nn.Module) -> Tape:
         """The tape of the model with *module* in the place of the layer at *path*, which puts out the same shapes."""
         return evolve(

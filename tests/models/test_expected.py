@@ -1,0 +1,63 @@
+"""Every trick acts in every model of the zoo where an expert would put it; what differs is named here."""
+
+from __future__ import annotations
+
+import pytest
+from models.expected import EXPECTED, TRICKS, Refusal
+
+import trickbox as tb
+from trickbox.surgery.attach import Rank
+from trickbox.surgery.ledger import Added, Converted, Frozen, Written, ledger
+from trickbox.testing.zoo import specimen
+
+DIFFERENT: dict[tuple[str, str], str] = {}
+
+
+def places(model):
+    """What the ledger of *model* says, in the words of the table."""
+    paths = {id(module): path or "(model)" for path, module in model.named_modules()}
+    starts = {
+        id(e.slot.stash): e
+        for e in ledger(model).edits
+        if isinstance(e, Added) and e.slot.rank is Rank.SHORTCUT and e.slot.before
+    }
+    found = set()
+    for edit in ledger(model).edits:
+        if isinstance(edit, Converted):
+            found.add(f"replaces {edit.path}")
+        elif isinstance(edit, Frozen) and list(model.get_submodule(edit.path).parameters()):
+            found.add(edit.path)
+        elif isinstance(edit, Written) and model.get_parameter(edit.name).ndim > 1:
+            found.add(edit.name)
+        elif isinstance(edit, Added) and edit not in starts.values():
+            calls = edit.host._modules["trickbox"].calls
+            label = paths[id(edit.host)] + (f"[{edit.slot.call}]" if calls > 1 else "")
+            if edit.slot.rank is Rank.SHORTCUT:
+                start = starts.get(id(edit.slot.stash))
+                found.add(f"around {paths[id(start.host)]}..{label}" if start else f"around {label}")
+            else:
+                found.add(f"{'before' if edit.slot.before else 'after'} {label}")
+    return found
+
+
+def outcome(name, trick):
+    model, inputs = specimen(name)
+    try:
+        tb.apply(model, [trick], inputs)
+    except tb.NoEffectError as error:
+        return str(error)
+    return places(model)
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_trick_acts_where_an_expert_would_put_it(name, trick):
+    expected, found = EXPECTED[name][trick], outcome(name, trick)
+    agrees = (
+        expected.reason in found
+        if isinstance(expected, Refusal) and isinstance(found, str)
+        else set(expected) == found
+        if not isinstance(expected, Refusal)
+        else False
+    )
+    assert agrees == ((name, trick) not in DIFFERENT), (expected, found)
