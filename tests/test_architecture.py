@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = """
     errors streams nest monitor ranks history
-    surgery.recompute surgery.draws surgery.attach surgery.tape surgery.sites surgery.anatomy
+    surgery.recompute surgery.draws surgery.attach surgery.tape surgery.sites surgery.flow surgery.anatomy
     surgery.places surgery.ledger surgery.edits surgery
     state hooks trick steps data metrics targets optimization catalog box checks run phases session loops engine
     adapters adapters.lightning adapters.transformers

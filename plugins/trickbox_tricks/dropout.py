@@ -206,10 +206,13 @@ def dropout_after(surgery: Surgery, event: Event) -> Event | None:
 
 
 def dropout_before(surgery: Surgery, event: Event) -> Event | None:
-    """The dropout, a module or a function, between the weight layer before *event* and *event*."""
-    dropouts = (e for e in surgery.tape.events if "dropout" in e.name.lower())
-    ends = ((e, _until_weights(surgery, e)[-1:]) for e in dropouts)
-    return next((e for e, end in ends if end and end[0].number == event.number), None)
+    """The dropout, a module or a function, that nothing but operations on its output alone lies between and *event*."""
+    joins = {join.event.number for join in surgery.anatomy.joins}
+    for dropout in (e for e in surgery.tape.events if "dropout" in e.name.lower()):
+        way = [later.number for later in _until_weights(surgery, dropout)]
+        if way[-1:] == [event.number] and joins.isdisjoint(way):
+            return dropout
+    return None
 
 
 def _until_weights(surgery: Surgery, event: Event) -> list[Event]:

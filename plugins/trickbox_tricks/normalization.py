@@ -127,8 +127,8 @@ def _may_have_one(surgery: Surgery, site: Site) -> bool:
     anatomy = surgery.anatomy
     inside = [norm for norm in anatomy.norms if anatomy.block_of(norm) is not None]
     if anatomy.norms:
-        who = "the model's blocks have" if inside else "the model has"
-        surgery.skip(site, f"{who} norms of its own already, such as {(inside or anatomy.norms)[0].label}")
+        who, whose = ("the model's blocks have", "their") if inside else ("the model has", "its")
+        surgery.skip(site, f"{who} norms of {whose} own already, such as {(inside or anatomy.norms)[0].label}")
     elif site in anatomy.skips:
         surgery.skip(site, "it lies on a skip path")
     elif not isinstance(site.module, CONVOLUTIONS) and anatomy.block_of(site) is not None:
@@ -150,6 +150,8 @@ def _normalize_one(surgery: Surgery, site: Site, norm: Site | None, make: Make) 
         surgery.skip(site, f"{norm.label} follows, a {type(norm.module).__name__} already")
     elif surgery.model.get_submodule(norm.path) is not norm.module:
         return True  # shared, and replaced for an earlier site
+    elif norm.input_shape != site.output_shape:
+        surgery.skip(site, f"{norm.label} follows, and normalizes its output in another shape")
     elif (why := take_over(norm.module, made)) is not None:
         surgery.skip(site, why)
     else:

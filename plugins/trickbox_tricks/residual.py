@@ -143,7 +143,7 @@ class Residual:
     def _layers(self, surgery: Surgery) -> list[Site]:
         anatomy = surgery.anatomy
         begin = 0 if self.layers > 1 and self.shortcut == "projection" else 1
-        default = anatomy.layers[begin:-1]
+        default = anatomy.hidden[begin:]
         if anatomy.joins:
             surgery.remark(f"it has residual connections already, {_named(anatomy.blocks)}")
             default = []

@@ -67,7 +67,7 @@ def transformers(tricks, folder):
         def forward(self, x, labels=None):
             logits = self.net(x)
             loss = CRITERION(logits, labels)
-            if self.training:
+            if self.training and torch.is_grad_enabled():  # not when surgery tries the model out
                 self.losses.append(loss.item())
             return {"loss": loss, "logits": logits}
 

@@ -229,7 +229,7 @@ def test_loaded_weights_are_left() -> None:
     assert torch.equal(model.conv1.weight, teacher.conv1.weight)
     assert torch.equal(model.conv2.bias, teacher.conv2.bias)
     assert not torch.equal(model.fc1.weight, before)
-    with pytest.raises(NoEffectError, match="weights that no trick has loaded"):
+    with pytest.raises(NoEffectError, match="weight layers whose weights no trick has loaded"):
         apply(PlainNet(), [Initialize(), Transfer(teacher)], x)
 
 
@@ -262,7 +262,7 @@ def test_odd_models() -> None:
     assert torch.allclose(root.weight @ root.weight.T, torch.eye(2), atol=1e-5)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     apply(nn.Sequential(layer, nn.Linear(8, 2)), [Initialize("lsuv")], torch.randn(3, 5, 8))
-    with pytest.raises(NoEffectError, match="weights that no trick has loaded"):
+    with pytest.raises(NoEffectError, match="weight layers whose weights no trick has loaded"):
         apply(nn.Sequential(nn.ReLU()), [Initialize()], torch.randn(3, 4))
 
 

@@ -235,7 +235,7 @@ def test_a_shared_layer_has_a_shortcut_a_call() -> None:
 
 
 def test_a_root_layer_is_no_chain() -> None:
-    with pytest.raises(NoEffectError, match="chains of 1 layers"):
+    with pytest.raises(NoEffectError, match="chains of 1 weight layers"):
         apply(nn.Linear(4, 2), [Residual()], torch.randn(3, 4))
 
 

@@ -2,6 +2,7 @@
 
 tape.py     one dry forward, recorded: what is called, in which order, with which shapes
 sites.py    where a trick can act, and what follows there
+flow.py     which call consumes what which other call has made
 anatomy.py  what the tape means: layers, residual connections, blocks, head
 places.py   where the user wants a trick to act
 attach.py   how modules are attached to a layer that does not know of them

@@ -16,13 +16,14 @@ from attrs import define, frozen
 from torch import Size, nn
 
 from trickbox.surgery.attach import Attachments
+from trickbox.surgery.flow import Flow
 from trickbox.surgery.sites import CONVOLUTIONS, NORMS, WEIGHT_LAYERS, Site, sites_of
 from trickbox.surgery.tape import Event, Shape, Tape
 
 _SUMS = ("add", "iadd", "radd")
 _CONCATENATIONS = ("cat", "concat", "concatenate")
 _SQUASHES = ("softmax", "sigmoid", "hardsigmoid")
-_PRODUCTS = ("mul", "imul", "rmul", "multiply", "matmul", "bmm", "einsum", "getitem")
+_PRODUCTS = ("mul", "imul", "rmul", "multiply", "matmul", "bmm", "einsum", "getitem", "topk")
 _RESHAPES = ("view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand")
 _MAPS = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d")
 """Functions that map features where one of their arguments is a parameter."""
@@ -87,7 +88,7 @@ class Anatomy:
         added: set[int] = set()
         for event in self._flow.nodes:
             sides = [self._looked_up[number] for number in self._flow.before(event)]
-            if event.name in _SUMS and len(sides) == 2 and all(sides):
+            if event.name in _SUMS and len(sides) == 2 and all(sides) and sides[0].isdisjoint(sides[1]):
                 added |= max(sides, key=min)
         return [s for s in self._sites if is_embedding(s) and s.event.number in self._flow.fed - added]
 
@@ -213,7 +214,8 @@ class Anatomy:
         around, through = (tuple(s for n in side if (s := self._mapping[n]) is not None) for side in (skip, branch))
         if not through:
             return None
-        last = [s for s in through if not any(self._flow.leads(s.event.number, n) for n in branch)]
+        features = [s for s in through if s not in self.gates]
+        last = [s for s in features if not any(self._flow.leads(s.event.number, n) for n in branch)]
         return Join(event, self._repeated(event.path), through, tuple(last), around)
 
     def _is_gate(self, site: Site) -> bool:
@@ -271,92 +273,6 @@ class Anatomy:
                 between = [s for n in self._flow.between(one, other) if (s := self._mapping.get(n)) is not None]
                 whole = _positions(event.output_shapes[0])
                 yield from (site for site in between if 0 < _positions(site.output_shape) < whole)
-
-
-class Flow:
-    """Which call consumes what which other call made. Modules whose calls are *whole* are not looked into."""
-
-    def __init__(self, tape: Tape, whole: set[int]) -> None:
-        self.nodes: list[Event] = []
-        """The calls that are not looked into, modules and functions, in order."""
-        self.fed: set[int] = set()
-        """The events that were made from what the model was given."""
-        self._made: dict[int, int] = {}
-        self._parents: dict[int, list[int]] = {}
-        self._ancestors: dict[int, int] = {}
-        self._given = tape.given
-        self._inputs = set(tape.events[0].inputs) if tape.events else set()
-        self._sources = 0
-        self._first_source = len(tape.events)
-        self._read(tape, whole)
-
-    def before(self, event: Event) -> list[int]:
-        """What made the inputs of *event*: numbers of events, or of sources where no event did."""
-        return self._parents[event.number]
-
-    def parents(self, number: int) -> list[int]:
-        """What made the inputs of an event or source."""
-        return self._parents.get(number, [])
-
-    def maker(self, tensor: int) -> int | None:
-        """What made a tensor, last of all, or None."""
-        return self._made.get(tensor)
-
-    def common(self, one: int, other: int) -> int | None:
-        """The last of all that both were made from; one of them where the other was made from it."""
-        shared = (self._ancestors[one] | 1 << one) & (self._ancestors[other] | 1 << other)
-        events = shared & ((1 << self._first_source) - 1)
-        last = events or shared
-        return last.bit_length() - 1 if last else None
-
-    def leads(self, start: int, end: int) -> bool:
-        """Whether *end* was made from *start*."""
-        return bool(self._ancestors[end] >> start & 1)
-
-    def between(self, start: int, end: int) -> list[int]:
-        """The events on the ways from *start*, without it, to *end*, in order."""
-        bits = (self._ancestors[end] | 1 << end) & ((1 << self._first_source) - 1)
-        return [e.number for e in self.nodes if bits >> e.number & 1 and self._ancestors[e.number] >> start & 1]
-
-    def _read(self, tape: Tape, whole: set[int]) -> None:
-        opened: list[Event] = []
-        number = 0
-        while number < len(tape.events):
-            event = tape.events[number]
-            if event.is_module and number not in whole and tape.holds_others(event):
-                opened.append(event)
-                number += 1
-            else:
-                self._add(event)
-                number = event.last + 1
-            while opened and opened[-1].last < number:
-                self._close(opened.pop())
-
-    def _add(self, event: Event) -> None:
-        parents = [self._origin(tensor) for tensor in event.inputs if tensor not in self._given]
-        self.nodes.append(event)
-        self._parents[event.number] = parents
-        self._ancestors[event.number] = 0
-        for parent in parents:
-            self._ancestors[event.number] |= self._ancestors[parent] | 1 << parent
-            if parent in self.fed:
-                self.fed.add(event.number)
-        for tensor in event.outputs:
-            self._made[tensor] = event.number
-
-    def _close(self, event: Event) -> None:
-        """What a container puts out, and nothing inside it has been seen to make, was made by the container."""
-        if any(tensor not in self._made and tensor not in event.inputs for tensor in event.outputs):
-            self._add(event)
-
-    def _origin(self, tensor: int) -> int:
-        if tensor not in self._made:
-            number = self._made[tensor] = self._first_source + self._sources
-            self._sources += 1
-            if tensor in self._inputs:
-                self.fed.add(number)
-            self._ancestors[number] = 0
-        return self._made[tensor]
 
 
 def is_weight_layer(site: Site) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from attrs import frozen
 from torch import nn
 
@@ -35,6 +37,9 @@ _TRANSPARENT = (
     "identity", "getitem", "chunk", "split", "interpolate", "upsample",
 )  # fmt: skip
 """Parts of the names of ops that leave a gain as it is: what follows them decides."""
+
+_RESHAPES = ("flatten", "reshape", "view", "transpose", "permute")
+"""Names of ops that leave all values as they are."""
 
 _CASTS = ("to", "float", "double", "half", "bfloat16", "pad")
 """Whole names of such ops, too short to be looked for in other names."""
@@ -121,7 +126,17 @@ def norm_after(model: nn.Module, tape: Tape, event: Event) -> Site | None:
         if slot.rank is Rank.NORM and slot.call == event.call:
             path = f"{event.path}.{CHILD}.{slot.name}".lstrip(".")
             return Site(path, 0, modules[path], event, 1, attached=True)
-    later = next((e for e in tape.following(event) if e.name != "Identity" and not tape.holds_others(e)), None)
+    later = next(_after(tape, event), None)
     if later is None or not later.is_module or not isinstance(modules.get(later.path), NORMS):
         return None
     return Site(later.path, later.call, modules[later.path], later, tape.calls(later.path))
+
+
+def _after(tape: Tape, event: Event) -> Iterator[Event]:
+    """The calls that follow directly, or behind nothing but a change of shape of what nobody else uses."""
+    for later in tape.following(event):
+        if later.name == "Identity" or tape.holds_others(later):
+            continue
+        if later.name in _RESHAPES and len(tape.users(event)) == len(tape.users(later)) == 1:
+            continue
+        yield later

@@ -101,6 +101,11 @@ class Tape:
             follow(later.outputs)
             yield later
 
+    def users(self, event: Event) -> list[Event]:
+        """The later calls that consume an output of *event*, without those that only hold them."""
+        found = {n for tensor in event.outputs for n in self._consumers.get(tensor, ()) if n > event.last}
+        return [self.events[n] for n in sorted(found) if not self.holds_others(self.events[n])]
+
     def used(self, event: Event) -> int:
         """Which of the outputs of *event* is the first that anything uses; the first of all where none is."""
         later = (n for n, tensor in enumerate(event.outputs) if self._uses(tensor, event))
@@ -244,9 +249,12 @@ def _watch(recorder: _Recorder, path: str, module: nn.Module) -> tuple[Removable
 
 @contextmanager
 def dry(model: nn.Module, training: bool) -> Iterator[None]:
-    """A block in which *model* may run without leaving a trace: no gradients, forked randomness, buffers put back."""
-    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers] if training else []
-    values = [(b, b.clone()) for _, own in buffers for b in own.values() if b is not None]
+    """A block in which *model* may run without leaving a trace: no gradients, forked randomness.
+
+    Buffers are put back, and the attributes of all modules; not what a forward writes elsewhere, or into a list.
+    """
+    before = [(module, type(module), dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    values = [(b, b.clone()) for *_, own in before for b in own.values() if b is not None] if training else []
     clock = model.__dict__.get(CLOCK) or Clock()
     with forked(), clock.aside(), torch.no_grad(), _in_mode(model, training), warnings.catch_warnings():
         # Checkpointed regions say that they are useless without gradients, which is no news here.
@@ -254,8 +262,11 @@ def dry(model: nn.Module, training: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            for module, own in buffers:
-                module._buffers.update(own)
+            for module, kind, own, buffers in before:
+                if type(module) is kind:  # a lazy layer has become what it is to be
+                    vars(module).clear()
+                    vars(module).update(own)
+                    module._buffers.update(buffers)
             for buffer, value in values:
                 buffer.copy_(value)
 
