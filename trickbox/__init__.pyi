@@ -1,4 +1,4 @@
-from .catalog import available, get
+from .catalog import available, get, optional
 from .engine import fit
 from .errors import ConfigError, DataError, NoEffectError, SurgeryError, TrickboxError
 from .history import History
@@ -26,5 +26,6 @@ __all__ = [
     "explain",
     "fit",
     "get",
+    "optional",
     "undo",
 ]

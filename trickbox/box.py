@@ -8,13 +8,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import pluggy
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
-from trickbox.catalog import origin, resolve
-from trickbox.errors import ConfigError
+from trickbox.catalog import origin, resolve, unwrap
+from trickbox.errors import ConfigError, NoEffectError
 from trickbox.hooks import HOOKS, PHASES, Hooks
 from trickbox.state import State
-from trickbox.surgery import seal
+from trickbox.surgery import edits_of, seal, undo_since
 from trickbox.trick import fresh, hooks_of, is_off, is_trick, name_of, names, to_config
 
 UPDATES = "updates"
@@ -34,6 +34,8 @@ class Member:
     name: str
     trick: Any
     why: str = ""
+    optional: bool = False
+    """Whether it is left out where it finds no place."""
 
     @property
     def kind(self) -> str:
@@ -81,23 +83,38 @@ class Box:
         self.manager.check_pending()
 
     def init(self, state: State) -> None:
-        """Run `init` of every trick. Raises `NoEffectError` for one that only edits the model and did not edit it."""
+        """Run `init` of every trick. Raises `NoEffectError` for one that only edits the model and did not edit it.
+
+        An optional one is left out instead, whatever hooks it has.
+        """
         for member in self.members:
             if "init" not in hooks_of(member.trick):
                 continue
             state.surgery.acting = member.name
-            shared, loss = state.batches_per_update, state.loss
-            with state.streams.forked("init", member.name):
-                member.trick.init(state)
-            if state.batches_per_update != shared:
-                state.surgery.note(UPDATES, f"one for {state.batches_per_update} batches")
-            if state.loss is not loss:
-                state.surgery.note(LOSS, "replaced")
-            acted = any(note.trick == member.name and note.kind == "edit" for note in state.surgery.notes)
-            if hooks_of(member.trick) == ["init"] and not acted and not is_off(member.trick):
-                state.surgery.require([], "a place to act")
+            edits, tape, shared, loss = edits_of(state.model), state.surgery.tape, state.batches_per_update, state.loss
+            try:
+                self._init(member, state)
+            except NoEffectError as error:
+                if not member.optional:
+                    raise
+                undo_since(state.model, edits)
+                state.surgery.tape, state.batches_per_update, state.loss = tape, shared, loss
+                state.surgery.leave_out(error)
+                state.idle |= {(member.name, hook) for hook in HOOKS}
         self.idle = state.idle
         seal(state.model)
+
+    def _init(self, member: Member, state: State) -> None:
+        surgery, shared, loss = state.surgery, state.batches_per_update, state.loss
+        with state.streams.forked("init", member.name):
+            member.trick.init(state)
+        if state.batches_per_update != shared:
+            surgery.note(UPDATES, f"one for {state.batches_per_update} batches")
+        if state.loss is not loss:
+            surgery.note(LOSS, "replaced")
+        acted = any(note.trick == member.name and note.kind == "edit" for note in surgery.notes)
+        if hooks_of(member.trick) == ["init"] and not acted and not is_off(member.trick):
+            surgery.require([], "a place to act")
 
     def each(self, moment: str) -> list[Call]:
         """The functions that implement a moment, in call order."""
@@ -164,7 +181,8 @@ class Box:
 
     def record(self) -> list[dict[str, Any]]:
         """What ran, for the record: name, settings and origin of every trick, in order."""
-        return [{"name": m.name, **to_config(m.trick), **origin(m.trick)} for m in self.members]
+        marks = {True: {"optional": True}, False: {}}
+        return [{"name": m.name, **to_config(m.trick), **marks[m.optional], **origin(m.trick)} for m in self.members]
 
 
 @define(eq=False)
@@ -231,6 +249,7 @@ def _named(tricks: Iterable[Any]) -> list[Member]:
     members: list[Member] = []
     for spec in tricks:
         alias, trick = spec if isinstance(spec, tuple) and len(spec) == 2 else (None, spec)
+        trick, optional = unwrap(trick)
         trick = fresh(resolve(trick))
         if not hooks_of(trick):
             raise ConfigError(f"{name_of(trick)} implements no hook, so it could never act")
@@ -240,7 +259,7 @@ def _named(tricks: Iterable[Any]) -> list[Member]:
             alias = next(n for n in (kind, *(f"{kind}#{i}" for i in range(2, 1000))) if n not in taken)
         if not isinstance(alias, str) or not alias or alias in taken or alias == CORE:
             raise ConfigError(f"the name of a trick must be a new word, got {alias!r}; taken: {sorted(taken)}")
-        members.append(Member(alias, trick))
+        members.append(Member(alias, trick, optional=optional))
     return members
 
 
@@ -277,4 +296,4 @@ def _ordered(members: list[Member]) -> Iterator[Member]:
         waiting.remove(following)
         done.add(following.name)
         why = f"after {', '.join(sorted(before[following.name]))}" if before[following.name] else ""
-        yield Member(following.name, following.trick, why)
+        yield evolve(following, why=why)

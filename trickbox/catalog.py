@@ -10,6 +10,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from attrs import frozen
+
 from trickbox.errors import ConfigError, near
 from trickbox.trick import is_trick, make, name_of
 
@@ -70,6 +72,35 @@ def get(name: str) -> type:
             f"trick {name!r}: {found.value} is not a trick; decorate its class with trickbox.authoring.trick"
         )
     return cls
+
+
+@frozen
+class Optional:
+    """A trick that is left out where it finds no place."""
+
+    trick: Any
+
+
+def optional(trick: Any) -> Optional:
+    """*trick*, an object, a name or a JSON form, left out with a note where a model has no place for it.
+
+    So one list fits many models. In JSON it is ``{"trick": "residual", "optional": true}``.
+
+    >>> optional("residual")
+    Optional(trick='residual')
+    """
+    return Optional(trick)
+
+
+def unwrap(spec: Any) -> tuple[Any, bool]:
+    """What *spec* says of a trick, and whether it is optional."""
+    if isinstance(spec, Optional):
+        return spec.trick, True
+    if isinstance(spec, Mapping) and "optional" in spec:
+        if not isinstance(spec["optional"], bool):
+            raise ConfigError(f"optional must be true or false, got {spec['optional']!r} in {dict(spec)!r}")
+        return {name: value for name, value in spec.items() if name != "optional"}, spec["optional"]
+    return spec, False
 
 
 def resolve(spec: Any) -> Any:

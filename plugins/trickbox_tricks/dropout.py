@@ -227,8 +227,8 @@ def _until_weights(surgery: Surgery, event: Event) -> list[Event]:
 
 def _adjust(surgery: Surgery, site: Site, existing: Event, new: StreamDropout) -> bool:
     """Put *new* in the place of a dropout that the model has; False, with a note, where that cannot be done."""
-    place = next((s for s in surgery.sites(*ADJUSTABLE) if (s.path, s.call) == (existing.path, existing.call)), None)
-    if place is None:
+    place = surgery.site_of(existing) if existing.is_module else None
+    if place is None or not isinstance(place.module, ADJUSTABLE):
         surgery.skip(site, f"a {existing.name} follows, which only the model's own code can change")
         return False
     if isinstance(place.module, StreamDropout) and place.module.draws.clock is new.draws.clock:

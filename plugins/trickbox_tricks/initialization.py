@@ -251,7 +251,7 @@ def _fresh(surgery: Surgery, layers: list[Site]) -> list[Site]:
     for site in layers:
         weight = site.module._parameters.get("weight")
         if weight is None:
-            surgery.skip(site, "its weight is computed from other parameters")
+            surgery.skip(site, "its weight is computed from other parameters (parametrized)")
         elif id(weight) in embedded:
             surgery.skip(site, "its weight is that of an embedding")
         elif weight.ndim > 2 and not isinstance(site.module, CONVOLUTIONS):

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import torch
 from attrs import field
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import trickbox as tb
 from trickbox.authoring import integer, trick
@@ -438,3 +440,43 @@ class Facts:
 def test_facts_may_come_from_a_base_class():
     D = trick(type("Dog", (Facts,), {"__doc__": "Toy.", "batch": hookimpl(lambda self, state: None)}))
     assert names(Box([D(), A()])) == ["ant", "dog"]
+
+
+def test_an_optional_trick_without_a_place_is_left_out_with_a_note():
+    bare = nn.Sequential(nn.Linear(2, 2))
+    tricks = [tb.optional("residual"), tb.optional("dropout")]
+    found = tb.explain(bare, torch.zeros(4, 2), tricks)
+    assert "left out: residual acted nowhere: it looked for chains" in found
+    assert "left out: dropout acted nowhere" in found
+    assert list(tb.apply(bare, tricks, torch.zeros(4, 2)).state_dict()) == ["0.weight", "0.bias"]
+    with pytest.raises(tb.NoEffectError, match="residual acted nowhere"):
+        tb.apply(bare, ["residual"], torch.zeros(4, 2))
+
+
+def test_an_optional_trick_that_finds_its_place_acts_as_ever(run, same_bits):
+    same_bits(run([tb.optional("dropout")]).model, run(["dropout"]).model)
+
+
+def test_what_an_optional_trick_did_before_it_gave_up_is_undone(run, same_bits):
+    def init(self, state):
+        state.batches_per_update = 2
+        state.surgery.write("0.weight", torch.zeros_like(state.model[0].weight))
+        state.surgery.require([], "the impossible")
+
+    def batch(self, state):
+        raise AssertionError("it was left out")
+
+    kind = trick(type("Halfway", (), {"__doc__": "Toy. Cost: none.", "init": hookimpl(init), "batch": hookimpl(batch)}))
+    same_bits(run([tb.optional(kind())]).model, run().model)
+
+
+def test_optional_has_a_json_form_and_stands_in_the_record(run):
+    box = Box([{"trick": "dropout", "p": 0.2, "optional": True}, ("mine", tb.optional(A()))])
+    assert [member.optional for member in box.members] == [True, True]
+    record = box.record()
+    assert record[0]["optional"] is True
+    spec = {name: value for name, value in record[0].items() if name not in ("name", "class", "distribution")}
+    assert Box([spec]).members[0].optional
+    assert "optional" not in Box([A()]).record()[0]
+    with pytest.raises(tb.ConfigError, match="optional must be true or false, got 'yes'"):
+        Box([{"trick": "dropout", "optional": "yes"}])

@@ -6,6 +6,7 @@ layer to another type, *write* a parameter, *freeze* a part. A ledger on the mod
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -44,9 +45,12 @@ from trickbox.surgery.ledger import (
     replace_module,
     tensor_of,
 )
-from trickbox.surgery.places import MODEL, Places, check_matched, choose
-from trickbox.surgery.sites import DROPOUTS, NORMS, Site, sites_of
-from trickbox.surgery.tape import Tape, dry, record
+from trickbox.surgery.places import MODEL, Places, check_matched, choose, unmatched
+from trickbox.surgery.sites import DROPOUTS, NORMS, Site, site_of, sites_of
+from trickbox.surgery.tape import Event, Tape, dry, record
+
+SHOWN = 12
+"""How many calls of modules an error names, before it counts kinds."""
 
 
 @frozen
@@ -122,6 +126,10 @@ class Surgery:
         """The calls of modules of the given kinds, in the order of execution, without what tricks attached."""
         return [site for site in sites_of(self.model, self.tape, kinds) if not site.attached]
 
+    def site_of(self, event: Event) -> Site:
+        """The site of a module's call that is on the tape."""
+        return site_of(self.model, self.tape, event)
+
     @property
     def anatomy(self) -> Anatomy:
         """The parts of the model as it is now: layers that carry weights, residual connections, blocks, head."""
@@ -138,17 +146,29 @@ class Surgery:
     ) -> list[Site]:
         """Those of *among* that are at *at*, or where that is None *default*; in both cases without those at *not_at*.
 
-        Raises `ConfigError` for a place that is none of *among*.
+        Raises `ConfigError` for a place that is none of *among*, and says whether it is misspelt or is elsewhere.
         """
-        check_matched(self.acting, at, among)
-        check_matched(self.acting, not_at, among, "not_at")
+        for setting, places in (("at", at), ("not_at", not_at)):
+            if unmatched(places, among):
+                self._refuse(setting, places, among)
         return choose(default if at is None else among, at, not_at)
+
+    def _refuse(self, setting: str, places: Places | None, among: Sequence[Site]) -> None:
+        found = {(site.path, site.call) for site in among}
+        others = [site for site in self.sites(nn.Module) if (site.path, site.call) not in found]
+        named = self.model.named_modules(remove_duplicate=False)
+        idle = {path: m for path, m in named if not self.tape.calls(path) and f".{CHILD}." not in f".{path}."}
+        kind = "weight layers" if all(site in self.anatomy.layers for site in among) else ""
+        check_matched(self.acting, places, among, setting, others=others, idle=idle, kind=kind)
 
     def require(self, sites: Sequence[Site], looked_for: str) -> list[Site]:
         """*sites*, unless there are none: then `NoEffectError` tells what was looked for and what was found."""
         if sites:
             return list(sites)
-        found = {f"{event.path or '(model)'} ({event.name})": None for event in self.tape.modules()}
+        found = list(dict.fromkeys(f"{event.path or MODEL} ({event.name})" for event in self.tape.modules()))
+        if len(found) > SHOWN:
+            kinds = Counter(event.name for event in self.tape.modules() if not self.tape.holds_others(event))
+            found = [f"{calls} {kind}" for kind, calls in kinds.most_common(SHOWN)]
         reasons = "; ".join(f"{n.where}: {n.what}" for n in self.notes if n.trick == self.acting and n.kind != "edit")
         raise NoEffectError(
             f"{self.acting} acted nowhere: it looked for {looked_for}; the model ran {', '.join(found)}"
@@ -158,6 +178,11 @@ class Surgery:
     def skip(self, site: Site, why: str) -> None:
         """Note that a site was left alone, and why."""
         self.notes.append(Note(self.acting, site.label, why, kind="skip"))
+
+    def leave_out(self, error: NoEffectError) -> None:
+        """Note that the acting trick found no place and is left out; what it had noted no longer holds."""
+        self.notes = [note for note in self.notes if note.trick != self.acting]
+        self.remark(f"left out: {str(error).partition('; the model ran')[0]}")
 
     def remark(self, what: str) -> None:
         """Note what holds for the whole model, such as why the places are those and no others."""

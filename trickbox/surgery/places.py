@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -79,24 +79,41 @@ def unmatched(at: Places | None, sites: Iterable[Site]) -> list[Place]:
     return [place for place in _listed(at) if not any(_matches(place, site) for site in sites)]
 
 
-def check_matched(trick_name: str, at: Places | None, sites: Iterable[Site], setting: str = "at") -> None:
+def check_matched(
+    trick_name: str,
+    at: Places | None,
+    sites: Iterable[Site],
+    setting: str = "at",
+    *,
+    others: Iterable[Site] = (),
+    idle: Mapping[str, nn.Module] | None = None,
+    kind: str = "",
+) -> None:
     """Raise `ConfigError` where one of *at* is at none of *sites*: it names the place and the nearest that exist.
 
-    *sites* are those among which the trick would choose. *setting* is the name under which the user wrote *at*.
+    *sites* are those among which the trick would choose, *kind* says what they are, such as ``weight layers``.
+    *others* are the other calls of the model, *idle* the modules that it does not call under this path: a place that is
+    one of these is not taken for a misspelt one. *setting* is the name under which the user wrote *at*.
 
     >>> import torch
     >>> from trickbox.surgery.tape import record
     >>> from trickbox.surgery.sites import sites_of
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    >>> sites = sites_of(net, record(net, torch.zeros(4, 2)), (nn.Linear,))
-    >>> check_matched("dropout", [nn.Linear, ":Linaer"], sites)
+    >>> tape = record(net, torch.zeros(4, 2))
+    >>> layers, others = sites_of(net, tape, (nn.Linear,)), sites_of(net, tape, (nn.ReLU,))
+    >>> check_matched("dropout", [nn.Linear, ":Linaer"], layers)
     Traceback (most recent call last):
     trickbox.errors.ConfigError: dropout: at: no module is of this class, got ':Linaer'; there are :Linear, :Module. Did
     you mean ':Linear'?
+    >>> check_matched("layer_norm", "1", layers, others=others)
+    Traceback (most recent call last):
+    trickbox.errors.ConfigError: layer_norm: at: it cannot act at 1 (ReLU), got '1'; it can act at 0, 2.
     """
     sites = list(sites)
     for place in unmatched(at, sites):
-        raise ConfigError(f"{trick_name}: {setting}: {_in_vain(place, sites)}")
+        why = _why_not(place, sites, list(others), idle or {})
+        told = _refused(place, why, sites, kind) if why else _in_vain(place, sites, kind)
+        raise ConfigError(f"{trick_name}: {setting}: {told}")
 
 
 def to_json(places: Any) -> Any:
@@ -143,15 +160,17 @@ def _listed(places: Places | None) -> list[Place]:
 
 
 def _matches(place: Place, site: Site) -> bool:
-    if isinstance(place, str):
-        return place[1:] in _classes(site) if place.startswith(":") else _is_at(place, site)
-    if isinstance(place, type):
-        return isinstance(site.module, place)
+    if isinstance(place, (str, type)):
+        return _means(place, site.module, site.path, site.label)
     return bool(place(site))
 
 
-def _is_at(pattern: str, site: Site) -> bool:
-    return pattern in (site.label, site.path or MODEL) or _fits(pattern, site.path)
+def _means(place: str | type, module: nn.Module, path: str, label: str = "") -> bool:
+    if isinstance(place, type):
+        return isinstance(module, place)
+    if place.startswith(":"):
+        return place[1:] in _classes(module)
+    return place in (label, path or MODEL) or _fits(place, path)
 
 
 def _fits(pattern: str, path: str) -> bool:
@@ -166,8 +185,8 @@ def _fits(pattern: str, path: str) -> bool:
     return len(parts) in reached
 
 
-def _classes(site: Site) -> list[str]:
-    return [cls.__name__ for cls in type(site.module).__mro__]
+def _classes(module: nn.Module) -> list[str]:
+    return [cls.__name__ for cls in type(module).__mro__]
 
 
 def _fault(place: Any) -> str:
@@ -189,13 +208,42 @@ def _fault_of_text(place: str) -> str:
 # -- what an error shows ---------------------------------------------------------------------------------------------
 
 
-def _in_vain(place: Place, sites: list[Site]) -> str:
+def _why_not(place: Place, sites: list[Site], others: list[Site], idle: Mapping[str, nn.Module]) -> str:
+    """Why a trick cannot act at a place that the model has; empty where it has none such, and for predicates."""
+    if not isinstance(place, (str, type)):
+        return ""
+    if there := [f"{site.label} ({type(site.module).__name__})" for site in others if _matches(place, site)]:
+        return f"it cannot act at {_some(there)}"
+    called = {id(site.module): site.path or MODEL for site in (*sites, *others)}
+    silent = {path: module for path, module in idle.items() if _means(place, module, path)}
+    if twins := [f"{path} of {called[id(module)]}" for path, module in silent.items() if id(module) in called]:
+        return f"it is another name, {_some(twins)}"
+    if silent:
+        return (
+            f"the model never calls {_some([f'{path} ({type(module).__name__})' for path, module in silent.items()])}"
+        )
+    return ""
+
+
+def _refused(place: Place, why: str, sites: list[Site], kind: str) -> str:
+    """That a trick cannot act at *place*, with the reason *why*, and where it can."""
+    wanted = to_json(place)
+    inside = "**" if wanted == MODEL else f"{wanted}.**"
+    hint = f" Did you mean {inside!r}?" if any(_fits(inside, site.path) for site in sites) else ""
+    names = _nearest(wanted, [site.label for site in sites])
+    return f"{why}, got {wanted!r}; it can act at {f'the {kind} ' if kind else ''}{names}.{hint}"
+
+
+def _in_vain(place: Place, sites: list[Site], kind: str) -> str:
     """That *place* is at none of *sites*, and what could have been meant."""
     wanted = to_json(place)
     if not isinstance(place, (str, type)):
-        return f"the predicate is true for none of {len(sites)} sites, got {wanted!r}"
+        return f"the predicate is true for none of {len(sites)} {kind or 'sites'}, got {wanted!r}"
     if wanted.startswith(":"):
-        what, names = "no module is of this class", [f":{name}" for site in sites for name in _classes(site)[:-1]]
+        what, names = (
+            "no module is of this class",
+            [f":{name}" for site in sites for name in _classes(site.module)[:-1]],
+        )
     else:
         what, names = "no path matches", [site.label for site in sites]
     hint = near(wanted, names + _patterns(wanted, [site.path for site in sites if site.path]))
@@ -208,6 +256,12 @@ def _nearest(wanted: str, names: list[str]) -> str:
         return ", ".join(names) or "no sites"
     shown = difflib.get_close_matches(wanted, names, n=SHOWN, cutoff=0.0)
     return f"{', '.join(shown)} and {len(names) - SHOWN} more"
+
+
+def _some(names: list[str]) -> str:
+    """The first of *names*."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _patterns(wanted: str, paths: list[str]) -> list[str]:

@@ -120,16 +120,20 @@ def norm_after(model: nn.Module, tape: Tape, event: Event) -> Site | None:
     >>> [getattr(norm_after(net, tape, event), "path", None) for event in tape.modules() if event.name == "Linear"]
     ['1', None]
     """
-    modules = dict(model.named_modules())
-    found = attachments(modules[event.path])
+    found = attachments(model.get_submodule(event.path))
     for slot in found.slots if found else ():
         if slot.rank is Rank.NORM and slot.call == event.call:
             path = f"{event.path}.{CHILD}.{slot.name}".lstrip(".")
-            return Site(path, 0, modules[path], event, 1, attached=True)
+            return Site(path, 0, model.get_submodule(path), event, 1, attached=True)
     later = next(_after(tape, event), None)
-    if later is None or not later.is_module or not isinstance(modules.get(later.path), NORMS):
+    if later is None or not later.is_module or not isinstance(model.get_submodule(later.path), NORMS):
         return None
-    return Site(later.path, later.call, modules[later.path], later, tape.calls(later.path))
+    return site_of(model, tape, later)
+
+
+def site_of(model: nn.Module, tape: Tape, event: Event) -> Site:
+    """The site of a module's call that is on the tape."""
+    return Site(event.path, event.call, model.get_submodule(event.path), event, tape.calls(event.path))
 
 
 def _after(tape: Tape, event: Event) -> Iterator[Event]:
