@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import string
 import subprocess
 import sys
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from trickbox.catalog import available
 from trickbox.cli import cache_folder, main, parse_tricks
+from trickbox.errors import ConfigError
+from trickbox.surgery.places import fault
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -87,6 +92,97 @@ def test_tricks_with_settings_of_every_kind():
         {"trick": "step_decay", "epochs": 2},
         {"trick": "dropout", "kind": "channel"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ('p=0.2, at="(model)"', {"p": 0.2, "at": "(model)"}),
+        ('at=["conv*", ":Linear"], not_at="fc2"', {"at": ["conv*", ":Linear"], "not_at": "fc2"}),
+        ("at=('a', 'b')", {"at": ("a", "b")}),
+        ("at='pool[1]'", {"at": "pool[1]"}),
+        ("at='[!a]?.**'", {"at": "[!a]?.**"}),
+        ("""at='he said "a, b)"'""", {"at": 'he said "a, b)"'}),
+        ("at='a),dropout(p=0.3'", {"at": "a),dropout(p=0.3"}),
+        ("at='a\\')'", {"at": "a')"}),
+        ("p=(0.1)", {"p": 0.1}),
+        ("at=(('a'), )", {"at": ("a",)}),
+        (" p = 0.1 , ", {"p": 0.1}),
+        ("conv=None, p=1e-1", {"conv": None, "p": 0.1}),
+        ("", None),
+        ("  ", None),
+    ],
+)
+def test_settings_hold_parentheses_commas_brackets_and_quotes(text, settings):
+    expected = "dropout" if settings is None else {"trick": "dropout", **settings}
+    assert parse_tricks(f"dropout({text})") == [expected]
+    assert parse_tricks(f" mixup,dropout ( {text} ) ,dropout({text}), batch_norm ") == [
+        "mixup", expected, expected, "batch_norm",
+    ]  # fmt: skip
+
+
+def test_the_name_of_a_distribution_may_stand_in_front_of_a_trick():
+    assert parse_tricks("trickbox:dropout,trickbox:dropout(p=0.2)") == [
+        "trickbox:dropout",
+        {"trick": "trickbox:dropout", "p": 0.2},
+    ]
+
+
+WRITE = "write name(setting=value, other=value)"
+VALUES = "a value is a number, a 'text', True, False, None or a [list] of these"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot read the trick ''; write a name or name(setting=value)"),
+        ("dropout,", "cannot read the trick ''; write a name or name(setting=value)"),
+        ("dropout,,mixup", "cannot read the trick ''; write a name or name(setting=value)"),
+        ("dropout mixup", "cannot read the trick 'dropout mixup'; write a name or name(setting=value)"),
+        ("dropout(p=0.2) mixup", "cannot read the trick 'dropout(p=0.2) mixup'; write a name or name(setting=value)"),
+        ("dropout(p=0.2)(p=0.3)", "cannot read the trick 'dropout(p=0.2)(p=0.3)'; write a name or name(setting=value)"),
+        ("mixup, dropout(p=0.2", f"cannot read the settings of 'dropout(p=0.2'; {WRITE}"),
+        ("dropout(p=0.2))", "cannot read the trick 'dropout(p=0.2))'; write a name or name(setting=value)"),
+        ("dropout(at='a), mixup", f'cannot read the settings of "dropout(at=\'a), mixup"; {WRITE}'),
+        ("dropout(p=0.2 at='a')", f"cannot read the settings of \"dropout(p=0.2 at='a')\"; {WRITE}"),
+        ("dropout(0.5)", f"cannot read the settings of 'dropout(0.5)'; {WRITE}"),
+        ("dropout(*[0.5])", f"cannot read the settings of 'dropout(*[0.5])'; {WRITE}"),
+        ("dropout(**{'p': 1})", f"cannot read the settings of \"dropout(**{{'p': 1}})\"; {WRITE}"),
+        ("dropout(p=0.1, p=0.2)", f"cannot read the settings of 'dropout(p=0.1, p=0.2)'; {WRITE}"),
+        ("dropout(trick='mixup')", f"cannot read the settings of \"dropout(trick='mixup')\"; {WRITE}"),
+        ("dropout(p:=0.1)", f"cannot read the settings of 'dropout(p:=0.1)'; {WRITE}"),
+        ("dropout(at=nn.Linear)", f"cannot read 'nn.Linear' in 'dropout(at=nn.Linear)'; {VALUES}"),
+        ("dropout(kind=channel)", f"cannot read 'channel' in 'dropout(kind=channel)'; {VALUES}"),
+        ("dropout(at=f'{1}')", f"""cannot read "f'{{1}}'" in "dropout(at=f'{{1}}')"; {VALUES}"""),
+        ("dropout(at={[]: 1})", f"cannot read '{{[]: 1}}' in 'dropout(at={{[]: 1}})'; {VALUES}"),
+        ("dropout(p=__import__('os').getpid())", "cannot read \"__import__('os').getpid()\" in "),
+        ("dropout(at=[])", "dropout: at must be at least one place, or None, got []"),
+        ("dropout(at='a..b')", "dropout: at must be a path without empty parts"),
+        ("dropout(att='fc')", "Did you mean 'at'?"),
+    ],
+)
+def test_what_cannot_be_read_is_shown_with_what_to_write(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_tricks(text)
+    assert message in str(caught.value)
+
+
+@given(st.lists(st.none() | st.text(string.printable, min_size=1), min_size=1, max_size=4))
+def test_any_text_in_quotes_comes_through_as_it_is(names):
+    wanted = [n for n in names if n is None or not fault(n)]
+    assume(wanted)
+    text = ", ".join("dropout" if name is None else f"dropout(p=0.2, at={name!r})" for name in wanted)
+    assert parse_tricks(text) == [
+        "dropout" if name is None else {"trick": "dropout", "p": 0.2, "at": name} for name in wanted
+    ]
+
+
+def test_explain_takes_places_as_a_user_writes_them(capsys):
+    status, out, _ = run(capsys, "explain", 'dropout(p=0.2, at=["conv*", ":Linear"], not_at="fc2")')
+    assert status == 0
+    assert [line.split(":")[1].strip() for line in out.splitlines() if line.startswith("  dropout: ")] == [
+        "after conv1", "after conv2", "after fc1",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

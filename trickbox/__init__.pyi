@@ -2,7 +2,7 @@ from .catalog import available, get, optional
 from .engine import fit
 from .errors import ConfigError, DataError, NoEffectError, SurgeryError, TrickboxError
 from .history import History
-from .loops import apply, attach, explain
+from .loops import apply, attach, explain, sites
 from .metrics import evaluate
 from .session import Result, Session
 from .study import Arm, Study
@@ -27,5 +27,6 @@ __all__ = [
     "fit",
     "get",
     "optional",
+    "sites",
     "undo",
 ]

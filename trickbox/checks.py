@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from trickbox import ranks
-from trickbox.data import check_finite
+from trickbox.data import LAST_BATCH, check_finite
 from trickbox.errors import ConfigError, DataError
 from trickbox.metrics import Forward, check_metrics
 from trickbox.nest import shapes
 from trickbox.state import Batch, Loss
 from trickbox.streams import forked
-from trickbox.surgery import Surgery, evaluating, is_tricked
+from trickbox.surgery import Surgery, dry, evaluating, is_tricked
 
 
 def check_model(model: Any) -> None:
@@ -88,7 +88,13 @@ def check_wrapped(wrapped: Any) -> None:
 
 
 def check_settings(
-    loss: Any, max_epochs: Any, max_steps: Any, batch_size: Any, seed: Any, metrics: Mapping[str, Any] | None
+    loss: Any,
+    max_epochs: Any,
+    max_steps: Any,
+    batch_size: Any,
+    last_batch: Any,
+    seed: Any,
+    metrics: Mapping[str, Any] | None,
 ) -> None:
     """Raise `ConfigError` for an argument of a run that cannot work."""
     if loss is not None and (not callable(loss) or isinstance(loss, type)):
@@ -105,6 +111,8 @@ def check_settings(
         optional = value is None and name.startswith("max_")
         if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if last_batch not in LAST_BATCH:
+        raise ConfigError(f"last_batch must be one of {', '.join(LAST_BATCH)}, got {last_batch!r}")
     check_metrics({} if metrics is None else metrics)
 
 
@@ -115,6 +123,23 @@ def plan_surgery(model: nn.Module, sample: Batch, forward: Forward, name: str = 
     except Exception as error:
         raise DataError(
             f"{name}: the model cannot take inputs of shape {shapes(sample.inputs)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_smallest(model: nn.Module, batch: Batch | None, forward: Forward) -> None:
+    """Raise `DataError` where the model, with its tricks, cannot train on the smallest *batch* of an epoch.
+
+    Batch norm, for one, needs more than one value a channel. Cost: a forward on it, where it is smaller than others.
+    """
+    if batch is None:
+        return
+    try:
+        with dry(model, training=True):
+            forward(model, batch.inputs)
+    except Exception as error:
+        raise DataError(
+            f"train: the last batch has {batch.size} samples, on which the model cannot train: {error}; give another "
+            "batch_size, or last_batch='balance' or 'drop'"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``trickbox compare``, ``list``, ``info`` and ``explain``."""
+"""The command line: ``trickbox compare``, ``list``, ``info``, ``explain`` and ``sites``."""
 
 from __future__ import annotations
 
@@ -82,9 +82,20 @@ def explain(options: argparse.Namespace) -> None:
     """Print what tricks would do to the model of a task: order and why, sites, parameters. Changes nothing."""
     from trickbox.loops import explain as explain_tricks
 
+    print(explain_tricks(*_model_and_inputs(options), parse_tricks(options.tricks)))
+
+
+def sites(options: argparse.Namespace) -> None:
+    """Print what can be named in `at=` in the model of a task."""
+    from trickbox.loops import sites as sites_of
+
+    print(sites_of(*_model_and_inputs(options)))
+
+
+def _model_and_inputs(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model of a task, and a batch for it."""
     task = _task(options)
-    inputs = task.data(0).train[0][: task.batch_size]
-    print(explain_tricks(task.model(), inputs, parse_tricks(options.tricks)))
+    return task.model(), task.data(0).train[0][: task.batch_size]
 
 
 def _study(options: argparse.Namespace, folder: Path) -> Study:
@@ -125,34 +136,70 @@ def _task(options: argparse.Namespace) -> Any:
 
 # -- reading the command line ----------------------------------------------------------------------------------------
 
+_SETTINGS = "write name(setting=value, other=value)"
+
 
 def parse_tricks(text: str) -> list[Any]:
-    """The tricks in a list of names, each with settings where wanted.
+    """The tricks in a list of names, each with settings where wanted, written as in Python.
 
     >>> parse_tricks("batch_norm, dropout(p=0.3, kind='channel')")
     ['batch_norm', {'trick': 'dropout', 'p': 0.3, 'kind': 'channel'}]
     """
     found: list[Any] = []
-    for part in re.split(r",\s*(?![^()]*\))", text.strip()):
-        match = re.fullmatch(r"\s*([\w:-]+)\s*(?:\((.*)\))?\s*", part)
-        if match is None:
-            raise ConfigError(f"cannot read the trick {part!r}; write a name or name(setting=value)")
-        name, settings = match[1], match[2]
-        spec = {"trick": name, **_keywords(part, settings)} if settings else name
+    rest: str | None = text
+    while rest is not None:
+        spec, rest = _first_trick(rest)
         resolve(spec)
         found.append(spec)
     return found
 
 
-def _keywords(part: str, settings: str) -> dict[str, Any]:
+def _first_trick(text: str) -> tuple[Any, str | None]:
+    """The first trick of a list, and what stands behind its comma, or None where there is no comma."""
+    match = re.match(r"\s*([\w:-]+)\s*", text)
+    end = match.end() if match else 0
+    spec: Any = match[1] if match else None
+    if match and text.startswith("(", end):
+        arguments = _parenthesis(text, end)
+        end += len(arguments)
+        if settings := _keywords(f"{spec}{arguments}"):
+            spec = {"trick": spec, **settings}
+    rest = text[end:].strip()
+    if not match or (rest and not rest.startswith(",")):
+        part = text[: end + text[end:].find(",")] if "," in text[end:] else text
+        raise ConfigError(f"cannot read the trick {part.strip()!r}; write a name or name(setting=value)")
+    return spec, rest[1:] if rest else None
+
+
+def _parenthesis(text: str, start: int) -> str:
+    """The part of *text* from the parenthesis at *start* to the one that closes it, as Python reads it."""
+    for match in re.finditer(r"\)", text[start:]):
+        part = text[start : start + match.end()]
+        try:
+            ast.parse(f"f{part}", mode="eval")
+        except (SyntaxError, ValueError):
+            continue
+        return part
+    raise ConfigError(f"cannot read the settings of {text.strip()!r}; {_SETTINGS}")
+
+
+def _keywords(part: str) -> dict[str, Any]:
+    """The settings in ``name(setting=value)``; values are literals, nothing is called."""
+    call: Any = ast.parse("f" + part[part.index("(") :], mode="eval").body
+    names = [keyword.arg for keyword in call.keywords]
+    if call.args or None in names or "trick" in names or len(set(names)) < len(names):
+        raise ConfigError(f"cannot read the settings of {part!r}; {_SETTINGS}")
+    return {keyword.arg: _literal(keyword.value, part) for keyword in call.keywords}
+
+
+def _literal(value: ast.expr, part: str) -> Any:
     try:
-        call = ast.parse(f"f({settings})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        if call.args:
-            raise ValueError
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"cannot read the settings of {part!r}; write name(setting=value, other=value)") from error
+        return ast.literal_eval(value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"cannot read {ast.unparse(value)!r} in {part!r}; a value is a number, a 'text', True, False, None or a "
+            "[list] of these"
+        ) from error
 
 
 def _value(text: str) -> Any:
@@ -221,6 +268,11 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=explain)
     command.add_argument("tricks", metavar="A,B", help="tricks, such as 'batch_norm,dropout(p=0.3)'")
     command.add_argument("--task", default="waveforms", help="a task (default: waveforms)")
+    _add_settings(command)
+
+    command = commands.add_parser("sites", help="what can be named in at= in the model of a task")
+    command.set_defaults(run=sites)
+    command.add_argument("task", nargs="?", default="waveforms", metavar="TASK", help="a task (default: waveforms)")
     _add_settings(command)
     return parser
 

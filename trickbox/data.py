@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset, default_collate
 
 from trickbox import ranks
-from trickbox.errors import DataError
+from trickbox.errors import ConfigError, DataError
 from trickbox.nest import map_tensors, shapes, tensors
 from trickbox.state import Batch
 from trickbox.streams import derive, forked
@@ -35,6 +35,9 @@ class Source(Protocol):
     def sample(self) -> Batch:
         """One batch to plan with; taking it changes nothing that follows."""
 
+    def smallest(self) -> Batch | None:
+        """A batch of the size of the smallest of an epoch, where that is known to be smaller than the others."""
+
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         """This rank's training batches of an epoch, in an order that is a function of the two integers.
 
@@ -45,37 +48,52 @@ class Source(Protocol):
         """All batches in their own order, for evaluation; *shared* out among the ranks, this one's share of them."""
 
 
-class TensorSource:
-    """A pair of tensors, shuffled anew each epoch and cut into batches; the last one may be smaller."""
+LAST_BATCH = ("keep", "drop", "balance")
+"""What becomes of a last batch that is not full: it stays, it is left out, or all become equally large."""
 
-    def __init__(self, inputs: Any, targets: Any, batch_size: int, device: torch.device) -> None:
+
+class TensorSource:
+    """A pair of tensors, shuffled anew each epoch and cut into batches; *last* is one of `LAST_BATCH`."""
+
+    def __init__(self, inputs: Any, targets: Any, batch_size: int, device: torch.device, last: str = "keep") -> None:
         self._inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
         self._targets = map_tensors(lambda tensor: tensor.to(device), targets)
         self._size = next(tensors(inputs)).shape[0]
         self._in_order = torch.arange(self._size, device=device)
         self._batch_size = batch_size
         self._device = device
+        self._last = last
 
     def __len__(self) -> int:
         together = ranks.world()
-        return (
-            math.ceil(self._size / self._batch_size) if together == 1 else self._size // (self._batch_size * together)
-        )
+        if together == 1 and self._last != "drop":
+            return math.ceil(self._size / self._batch_size)
+        return self._size // (self._batch_size * together)
 
     def sample(self) -> Batch:
-        return self._at(self._in_order[: self._batch_size])
+        return self._at(self._cut(self._in_order)[0])
+
+    def smallest(self) -> Batch | None:
+        last = self._cut(self._in_order)[-1]
+        return self._at(last) if ranks.world() == 1 and len(last) < self._batch_size else None
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         # Drawn on the CPU, so that the order is the same on every device.
         generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
         order = torch.randperm(self._size, generator=generator).to(self._device)
-        for index in self._mine(torch.split(order, self._batch_size)):
+        for index in self._mine(self._cut(order)):
             yield self._at(index)
 
     def once(self, shared: bool = False) -> Iterator[Batch]:
         first, parts = (ranks.rank(), ranks.world()) if shared else (0, 1)
         for index in torch.split(self._in_order, self._batch_size * EVALUATION_BATCHES)[first::parts]:
             yield self._at(index)
+
+    def _cut(self, order: Tensor) -> Sequence[Tensor]:
+        if self._last == "balance":
+            return torch.tensor_split(order, math.ceil(self._size / self._batch_size))
+        parts = torch.split(order, self._batch_size)
+        return parts[: self._size // self._batch_size] if self._last == "drop" else parts
 
     def _mine(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
         """This rank's batch of every round of full batches; alone, all of them."""
@@ -101,6 +119,9 @@ class LoaderSource:
     def sample(self) -> Batch:
         with forked(), KeptGenerators(self._loader):
             return next(self._batches())
+
+    def smallest(self) -> Batch | None:
+        return None
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         # A loader without a generator draws its order from the global one, which the run has seeded for this epoch.
@@ -181,16 +202,24 @@ def _indexed(loader: DataLoader[tuple[Tensor, ...]]) -> Iterator[list[Tensor]]:
         yield [tensor[indices] for tensor in dataset.tensors]
 
 
-def as_source(data: Any, *, name: str, batch_size: int, device: torch.device) -> Source:
+def as_source(data: Any, *, name: str, batch_size: int, device: torch.device, last: str = "keep") -> Source:
     """Make a source of *data*, checked as far as it can be without going through it.
 
-    Raises `DataError` for empty data, sizes that differ, NaN or infinity in tensors, or an iterator that runs once.
+    Raises `DataError` for empty data, sizes that differ, NaN or infinity in tensors, or an iterator that runs once;
+    `ConfigError` for batches that only tensors can be cut into.
     """
     if _is_pair(data):
         inputs, targets = _as_tensors(data[0]), _as_tensors(data[1])
         _check_sizes(name, inputs, targets)
         check_finite(name, inputs, targets)
-        return TensorSource(inputs, targets, batch_size, device)
+        source = TensorSource(inputs, targets, batch_size, device, last)
+        if len(source) == 0:
+            raise DataError(
+                f"{name} has no full batch of {batch_size}; give a smaller batch_size, or keep the last batch"
+            )
+        return source
+    if last != "keep":
+        raise ConfigError(f"last_batch: {name} makes its own batches; say it there, such as DataLoader(drop_last=True)")
     if not isinstance(data, Iterable):
         raise DataError(
             f"{name} must be a pair of tensors or arrays, a DataLoader or an iterable of (inputs, targets), "

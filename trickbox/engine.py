@@ -30,6 +30,7 @@ def fit(
     max_epochs: int | None = None,
     max_steps: int | None = None,
     batch_size: int = 32,
+    last_batch: str = "keep",
     metrics: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -46,6 +47,8 @@ def fit(
     optimizer      a factory such as ``partial(torch.optim.Adam, lr=0.01)``, or an optimizer of this model
     tricks         tricks, names or JSON forms; ``("alias", trick)`` names one. A set: tricks declare their order
     max_epochs     the length of the run, or its greatest length where `max_steps`, in updates, ends it earlier
+    last_batch     what becomes of a last batch of tensors that is not full: ``keep`` it, ``drop`` it, or ``balance``:
+                   cut equal batches, of 36 samples 12, 12 and 12 where the batch size is 16
     metrics        names to functions of (outputs, targets), or torchmetrics objects; accuracy by default for classes
     device         ``auto`` is the first there is of cuda, mps, mtia and cpu
     progress       a progress bar; None means: on a terminal or in a notebook
@@ -76,6 +79,7 @@ def fit(
         max_epochs=max_epochs,
         max_steps=max_steps,
         batch_size=batch_size,
+        last_batch=last_batch,
         metrics=metrics,
         seed=seed,
         device=device,

@@ -9,17 +9,18 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from trickbox import ranks
 from trickbox.box import LOSS, UPDATES
-from trickbox.checks import check_model, check_untouched
+from trickbox.checks import check_model, check_untouched, plan_surgery
 from trickbox.errors import ConfigError
 from trickbox.metrics import MODES, Forward
 from trickbox.nest import call
@@ -27,7 +28,8 @@ from trickbox.optimization import keep_groups, repair
 from trickbox.run import Run, Wrap
 from trickbox.state import Batch, Loss
 from trickbox.steps import closure_of
-from trickbox.surgery import edits_of, undo
+from trickbox.surgery.ledger import LEDGER, Ledger, ledger, undo
+from trickbox.surgery.picture import Sites, draw, left_over, table
 from trickbox.trick import hooks_of
 
 
@@ -310,8 +312,7 @@ def apply(
     for member in run._box.members:
         if others := [hook for hook in hooks_of(member.trick) if hook != "init"]:
             raise ConfigError(f"{member.name} acts in {', '.join(others)} and needs a loop: use attach, fit or Session")
-    put_optimizer_back = keep_groups(optimizer)
-    edits = edits_of(model)
+    put_optimizer_back, take_back = keep_groups(optimizer), _remembered(model)
     try:
         run._begin(Batch(inputs, None, 0), has_loop=False)
         optimizes = run.state.parameter_options and optimizer is None
@@ -324,7 +325,7 @@ def apply(
                 optimizer.param_groups[0]["params"].append(parameter)
     except BaseException:
         put_optimizer_back()
-        run._take_back(edits)
+        take_back()
         raise
     return model
 
@@ -333,24 +334,59 @@ def explain(model: nn.Module, inputs: Any, tricks: Any, *, seed: int = 0, forwar
     """Say what *tricks* would do to *model*: hooks, order and why, every site, parameters added. Changes nothing.
 
     >>> print(explain(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(5, 2), ["dropout"]))
-    ... # doctest: +ELLIPSIS
     Hooks, and who acts there in this order
       init          dropout
     ...
     """
     check_model(model)
-    model = copy.deepcopy(model)
-    before = sum(p.numel() for p in model.parameters())
-    run = Run(model, tricks, seed=seed, forward=forward, wrap=None)
-    run._begin(Batch(inputs, None, 0), has_loop=False)
-    lines = [run._box.order(), "Model"]
-    for note in run.state.surgery.notes:
-        parameters = f", {note.parameters:+d} parameters" if note.parameters else ""
-        skipped = "skipped: " if note.kind == "skip" else ""
-        lines.append(f"  {note.trick}: {note.where}: {skipped}{note.what}{parameters}")
-    after = sum(p.numel() for p in model.parameters())
-    lines.append(f"Parameters: {before} before, {after} after")
-    return "\n".join(lines)
+    model = _to_look_at(model)
+    run, batch = Run(model, tricks, seed=seed, forward=forward, wrap=None), Batch(inputs, None, 0)
+    take_back = _remembered(model)
+    try:
+        surgery = plan_surgery(model, batch, forward)
+        before = sum(p.numel() for p in model.parameters())
+        run._begin(batch, surgery=surgery, has_loop=False)
+        lines = [run._box.order(), draw(surgery), *left_over(surgery)]
+        after = sum(p.numel() for p in model.parameters())
+    finally:
+        take_back()
+    return "\n".join([*lines, f"Parameters: {before} before, {after} after"])
+
+
+def sites(model: nn.Module, inputs: Any, *, forward: Forward = call) -> Sites:
+    """Say what can be named in ``at=``: every call of a module, its class, output and part. Changes nothing.
+
+    >>> sites(nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), torch.zeros(5, 3))
+    label    class       output  part
+    (model)  Sequential  (5, 2)
+    0        ReLU        (5, 3)
+    1        Linear      (5, 2)  head
+    """
+    check_model(model)
+    return table(plan_surgery(_to_look_at(model), Batch(inputs, None, 0), forward))
+
+
+def _to_look_at(model: nn.Module) -> nn.Module:
+    """*model* itself, or a copy of a lazy one, which a forward would make into what it is to be."""
+    return copy.deepcopy(model) if any(map(is_lazy, (*model.parameters(), *model.buffers()))) else model
+
+
+def _remembered(model: nn.Module) -> Callable[[], None]:
+    """Remember what tricks have done to *model*; what is returned takes back, bit for bit, all that they do later."""
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    found: Ledger | None = model.__dict__.get(LEDGER)
+    before = Ledger(list(found.edits), found.sealed) if found else Ledger()
+
+    def take_back() -> None:
+        made = ledger(model).edits
+        while made and made[-1] not in before.edits:
+            made.pop().undo(model)
+        del model.__dict__[LEDGER]
+        model.__dict__.update({LEDGER: before} if found else {})
+        for parameter, grad in grads:
+            parameter.grad = grad
+
+    return take_back
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:

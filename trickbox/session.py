@@ -23,6 +23,7 @@ from trickbox.checks import (
     check_loss,
     check_model,
     check_settings,
+    check_smallest,
     check_untouched,
     check_valid,
     check_wrapped,
@@ -89,6 +90,7 @@ class Session(Run):
         max_epochs: int | None = None,
         max_steps: int | None = None,
         batch_size: int = 32,
+        last_batch: str = "keep",
         metrics: Mapping[str, Any] | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -97,13 +99,13 @@ class Session(Run):
     ) -> None:
         check_model(model)
         check_untouched(model)
-        check_settings(loss, max_epochs, max_steps, batch_size, seed, metrics)
+        check_settings(loss, max_epochs, max_steps, batch_size, last_batch, seed, metrics)
         ranks.check_joined()
         self._core = Core(forward)
         super().__init__(model, tricks, seed=seed, forward=forward, wrap=wrap, core=self._core)
         self._given_optimizer = optimizer
         self._device = find_device(device)
-        self._train = as_source(train, name="train", batch_size=batch_size, device=self._device)
+        self._train = as_source(train, name="train", batch_size=batch_size, device=self._device, last=last_batch)
         self._valid: Source | None = None
         if valid is not None:
             self._valid = as_source(valid, name="valid", batch_size=batch_size, device=self._device)
@@ -235,6 +237,8 @@ class Session(Run):
             batches_per_epoch=length(self._train),
             metric_modes=modes,
         )
+        if surgery.trained is not None:
+            check_smallest(self._model, self._train.smallest(), self._forward)
         check_wrapped(self._wrapped)
         self._core.model, self._core.sharded = self._wrapped, is_sharded(self._wrapped)
         state = self._state

@@ -196,8 +196,10 @@ def _is_spatial(site: Site) -> bool:
 
 
 def _behind_norm(surgery: Surgery, site: Site) -> Site:
+    """The norm that follows *site*, unless something else uses its output too, such as the skip around a branch."""
     norm = norm_after(surgery.model, surgery.tape, site.event)
-    return site if norm is None or norm.attached else norm
+    follows = norm is not None and not norm.attached and len(surgery.tape.users(site.event)) == 1
+    return norm if norm is not None and follows else site
 
 
 def dropout_after(surgery: Surgery, event: Event) -> Event | None:

@@ -86,9 +86,11 @@ def shortcut_for(first: Site, last: Site, kind: str) -> nn.Module | str:
     The identity where the shapes are equal; else of the *kind* ``pool`` or ``projection``.
     """
     start, end = first.input_shape, last.output_shape
-    dense = isinstance(last.module, nn.Linear)
+    dense = not isinstance(last.module, CONVOLUTIONS)
     if start == end:
         return nn.Identity()
+    if dense and any(p.ndim > 2 for p in last.module.parameters(recurse=False)):
+        return f"{start} in and {end} out, and which axes a {type(last.module).__name__} mixes is unknown"
     if not dense and len(end) != len(last.module.kernel_size) + 2:  # type: ignore[arg-type]
         return f"an output of shape {end} has no batch axis"
     if kind == "projection":
@@ -170,7 +172,7 @@ class Residual:
             surgery.skip(first, made)
             return False
         norm = norm_after(surgery.model, surgery.tape, last.event)
-        made.to(last.module.weight.dtype)  # type: ignore[arg-type]
+        made.to(next(last.module.parameters()).dtype)
         surgery.shortcut(first, last if norm is None or norm.attached else norm, made)
         return True
 
@@ -198,7 +200,7 @@ def objection(surgery: Surgery, segment: list[Site]) -> str | None:
     if any(start in event.outputs for event in between):
         return "its input is changed in place before the segment ends"
     joined = takewhile(lambda e: e not in weights, tape.following(events[-1]))
-    if any(start in event.inputs for event in joined):
+    if any(start in event.inputs for event in joined if not tape.holds_others(event)):
         return "the model joins the input to the output itself"
     return None
 

@@ -190,8 +190,9 @@ class Freeze:
         if self.at is None:
             early, late = split(surgery, self.until)
         else:
-            early, late = surgery.choose([], calls, self.at, None), []
-        spared = surgery.choose([], calls, self.not_at, None) if self.not_at is not None else []
+            early, late = surgery.choose([], calls, self.at, self.not_at), []
+        kept = {site.label for site in surgery.choose(calls, calls, None, self.not_at)}
+        spared = [site for site in calls if site.label not in kept]
         trained = {id(p) for site in [*late, *heads] for p in site.module.parameters(recurse=False)}
         trained |= {id(p) for site in spared for p in site.module.parameters()}
         parts = [part for site in early for part in _apart(surgery, site, trained, calls)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import UserDict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -46,6 +47,65 @@ def test_an_epoch_is_the_documented_permutation_cut_into_batches(samples, batch_
     assert [batch.size for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     assert [len(batch.targets) for batch in batches] == [batch.size for batch in batches]
     assert length(source(numbered(samples), batch_size)) == len(batches) == math.ceil(samples / batch_size)
+
+
+@settings(deadline=None, max_examples=40)
+@given(samples=st.integers(1, 70), batch_size=st.integers(1, 40))
+def test_balanced_batches_are_equal_and_as_many_as_before(samples, batch_size):
+    balanced = as_source(numbered(samples), name="train", batch_size=batch_size, device=CPU, last="balance")
+    sizes = [batch.size for batch in balanced.epoch(0, 0)]
+    assert len(sizes) == len(balanced) == math.ceil(samples / batch_size)
+    assert sum(sizes) == samples
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= batch_size
+
+
+def test_the_last_batch_is_kept_dropped_or_balanced():
+    found = {
+        last: [b.size for b in as_source(numbered(36), name="train", batch_size=16, device=CPU, last=last).epoch(0, 0)]
+        for last in ("keep", "drop", "balance")
+    }
+    assert found == {"keep": [16, 16, 4], "drop": [16, 16], "balance": [12, 12, 12]}
+
+
+def test_dropping_the_last_batch_sees_the_first_ones_unchanged(run, data, same_bits):
+    inputs, targets = data
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(derive(0, "order", 0)))
+    full = order[: len(order) // 8 * 8]
+    batches = [(inputs[part], targets[part]) for part in full.split(8)]
+    settings = {"max_epochs": 1, "batch_size": 8}
+    same_bits(run(last_batch="drop", **settings).model, run(train=batches, max_epochs=1).model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"last_batch": "spread"}, tb.ConfigError, "last_batch must be one of keep, drop, balance, got 'spread'"),
+        ({"last_batch": "drop", "train": loader()}, tb.ConfigError, "train makes its own batches"),
+        ({"last_batch": "drop", "batch_size": 10**6}, tb.DataError, "train has no full batch of 1000000"),
+    ],
+)
+def test_a_last_batch_that_cannot_be_is_refused(run, settings, error, message):
+    with pytest.raises(error, match=message):
+        run(**settings)
+
+
+def test_a_last_batch_on_which_a_norm_cannot_train_is_refused_before_training(data):
+    inputs, targets = data[0][:17], data[1][:17]
+
+    def go(**settings):
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        optimizer = partial(torch.optim.SGD, lr=0.1)
+        tricks = ["batch_norm"]
+        arguments = {"loss": nn.CrossEntropyLoss(), "optimizer": optimizer, "tricks": tricks, "max_epochs": 1}
+        return net, lambda: tb.fit(net, (inputs, targets), **arguments, batch_size=16, device="cpu", **settings)
+
+    net, train = go()
+    with pytest.raises(tb.DataError, match=r"the last batch has 1 samples, .* Expected more than 1 value .*'balance'"):
+        train()
+    assert [name for name in net.state_dict() if "trickbox" in name] == []
+    for last_batch in ("balance", "drop"):
+        assert len(go(last_batch=last_batch)[1]().history) == 1
 
 
 def test_the_order_uses_no_global_randomness(untouched):

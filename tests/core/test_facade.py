@@ -16,7 +16,7 @@ from trickbox import authoring
 
 USER = """
     Arm ConfigError DataError History NoEffectError Result Session Study SurgeryError TrickboxError
-    apply attach available evaluate explain fit get optional undo
+    apply attach available evaluate explain fit get optional sites undo
 """.split()  # noqa: SIM905
 LAZY = ("trickbox", "trickbox.study", "trickbox_tricks")
 NAMESPACES = (*LAZY, "trickbox.authoring")

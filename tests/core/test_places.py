@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import trickbox as tb
-from trickbox.authoring import trick
+from trickbox.authoring import Surgery, trick
 from trickbox.surgery.places import Places, check_matched, choose, fault, matches, to_json, unmatched
 from trickbox.surgery.sites import sites_of
 from trickbox.surgery.tape import record
@@ -400,6 +400,8 @@ def test_of_many_paths_the_nearest_are_shown():
     ("at", "hint"),
     [
         ("layr.*.mlp", "layer.*.mlp"),
+        ("layr.0.m*", "layer.0.m*"),
+        ("layer.[01].atention.p*j", "layer.[01].attention.p*j"),
         ("layer.*.atention.proj", "layer.*.attention.proj"),
         ("**.porj", "**.proj"),
         ("**.poool", "**.pool"),
@@ -419,3 +421,110 @@ def test_without_sites_it_says_so(at):
 
 def test_the_setting_is_named_as_the_user_wrote_it():
     assert refused("haed", LAST, setting="not_at").startswith("dropout: not_at: no path matches, got 'haed'; ")
+
+
+# -- places that the model has, where the trick cannot act ------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """Blocks in a list, a layer of two names, a norm that is called twice, and a layer that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.spare = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2)])
+        self.head = nn.Linear(4, 2)
+        self.twin = self.head
+
+    def forward(self, inputs):
+        hidden = self.norm(self.stem(inputs))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(self.norm(hidden))
+
+
+CAN = "it can act at the weight layers"
+LAYERS = "stem, blocks.0.0, blocks.1.0, head"
+
+
+def answer(places, setting="at", among=None, model=None):
+    """What the tricks hear that look for weight layers."""
+    surgery = Surgery.on(model or Odd(), torch.zeros(2, 4))
+    surgery.acting = "layer_norm"
+    layers = surgery.anatomy.layers if among is None else surgery.sites(*among)
+    with pytest.raises(tb.ConfigError) as caught:
+        surgery.choose(layers, layers, **{setting: places, {"at": "not_at", "not_at": "at"}[setting]: None})
+    return str(caught.value).removeprefix(f"layer_norm: {setting}: ")
+
+
+@pytest.mark.parametrize("setting", ["at", "not_at"])
+@pytest.mark.parametrize(
+    ("place", "why", "hint"),
+    [
+        ("norm[1]", "it cannot act at norm[1] (LayerNorm)", ""),
+        ("norm", "it cannot act at norm[0] (LayerNorm), norm[1] (LayerNorm)", ""),
+        ("blocks.0.1", "it cannot act at blocks.0.1 (ReLU)", ""),
+        ("blocks.*.1", "it cannot act at blocks.0.1 (ReLU), blocks.1.1 (ReLU)", ""),
+        ("(model)", "it cannot act at (model) (Odd)", " Did you mean '**'?"),
+        ("blocks.1", "it cannot act at blocks.1 (Sequential)", " Did you mean 'blocks.1.**'?"),
+        ("blocks.?", "it cannot act at blocks.0 (Sequential), blocks.1 (Sequential)", " Did you mean 'blocks.?.**'?"),
+        (":LayerNorm", "it cannot act at norm[0] (LayerNorm), norm[1] (LayerNorm)", ""),
+        (nn.ReLU, "it cannot act at blocks.0.1 (ReLU), blocks.1.1 (ReLU)", ""),
+        ("blocks", "the model never calls blocks (ModuleList)", " Did you mean 'blocks.**'?"),
+        (":ModuleList", "the model never calls blocks (ModuleList)", ""),
+        ("spare", "the model never calls spare (Linear)", ""),
+        ("twin", "twin is another name of head", ""),
+    ],
+)
+def test_a_place_that_the_model_has_is_not_called_misspelt(setting, place, why, hint):
+    told = answer(place, setting)
+    assert told.startswith(f"{why}, got {to_json(place)!r}; {CAN} ")
+    assert told.endswith(f".{hint}")
+    shown = told.removeprefix(f"{why}, got {to_json(place)!r}; {CAN} ").removesuffix(f".{hint}")
+    assert sorted(shown.split(", ")) == sorted(LAYERS.split(", "))
+
+
+def test_every_hint_for_such_a_place_is_one_that_the_trick_takes():
+    surgery = Surgery.on(Odd(), torch.zeros(2, 4))
+    layers = surgery.anatomy.layers
+    for place in ("(model)", "blocks.1", "blocks.?", "blocks"):
+        hint = re.search(r"Did you mean '(.*)'", answer(place))[1]
+        assert surgery.choose([], layers, hint, None)
+
+
+def test_what_is_misspelt_is_still_called_so_and_a_predicate_is_asked_about_the_candidates_alone():
+    assert answer("blocks.0.2").startswith("no path matches, got 'blocks.0.2'; there are ")
+    assert answer(":Conv2d") == "no module is of this class, got ':Conv2d'; there are :Linear, :Module."
+    assert answer(lambda site: site.module.weight.ndim > 2).startswith(
+        "the predicate is true for none of 4 weight layers"
+    )
+
+
+def test_of_several_places_the_first_that_cannot_be_is_answered():
+    assert answer(["head", "stme", "norm"]).startswith("no path matches, got 'stme'")
+    assert answer(["head", "norm", "stme"]).startswith("it cannot act at norm[0]")
+
+
+def test_other_candidates_are_not_called_weight_layers():
+    assert answer("stem", among=[nn.LayerNorm]) == (
+        "it cannot act at stem (Linear), got 'stem'; it can act at norm[0], norm[1]."
+    )
+
+
+def test_where_there_is_no_candidate_at_all_it_says_so():
+    assert answer("0", model=nn.Sequential(nn.ReLU())) == "it cannot act at 0 (ReLU), got '0'; it can act at no sites."
+
+
+def test_of_many_places_some_are_shown():
+    deep = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(9)])
+    told = answer(":ReLU", model=deep)
+    assert told.startswith(
+        "it cannot act at 0.1 (ReLU), 1.1 (ReLU), 2.1 (ReLU), 3.1 (ReLU), 4.1 (ReLU), 5.1 (ReLU) and 3 "
+    )
+    assert " and 3 more." in told.partition("; ")[2]
+
+
+def test_what_is_attached_is_no_place_of_the_model():
+    model, inputs = Odd(), torch.zeros(2, 4)
+    tb.apply(model, [{"trick": "dropout", "at": "stem"}], inputs)
+    assert answer("stem.trickbox.dropout", model=model).startswith("no path matches, got 'stem.trickbox.dropout'; ")

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import attrs
 import pytest
+from torch import nn
 
 from trickbox import catalog
+from trickbox.authoring import Places, choice, trick
 from trickbox.errors import ConfigError
 from trickbox.study.design import Arm, add_one
 from trickbox.study.spec import Part, Spec, build_task, build_trick, part_of_task, part_of_trick, plan, versions
 from trickbox.tasks.waveforms import Waveforms
+from trickbox.trick import places, to_config
 
 
 def planned(**fields: object) -> list[Spec]:
@@ -99,6 +102,83 @@ def test_what_workers_could_not_make_again_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be an attrs class"):
         plan(object(), [Arm("a")], [0])  # type: ignore[arg-type]
     assert part_of_trick(catalog.resolve("dropout")).place == "trickbox_tricks.dropout:Dropout"
+
+
+@trick
+class Marked:
+    """Act where it is told. Cost: none."""
+
+    at: Places | None = attrs.field(default=None, validator=places())
+    kind: object = attrs.field(default="a", validator=choice("a", "b"))
+
+
+def is_wide(site: object) -> bool:
+    return True
+
+
+class Wide:
+    def __call__(self, site: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("at", "written"),
+    [
+        ("**.fc", "**.fc"),
+        (["fc1", ":Linear"], ["fc1", ":Linear"]),
+        (nn.Linear, ":Linear"),
+        (["fc1", nn.Conv1d], ["fc1", ":Conv1d"]),
+        (("fc1", nn.modules.batchnorm._BatchNorm), ["fc1", ":_BatchNorm"]),
+    ],
+)
+def test_places_go_to_workers_as_text_with_classes_by_name(at: object, written: object) -> None:
+    arms = [Arm("x", [("early", {"trick": "dropout", "at": at, "not_at": at})])]
+    spec = plan(Waveforms(), arms, [0])[0]
+    again = Spec.from_json(json.loads(json.dumps(spec.to_json())))
+
+    _, dropout = build_trick(again.tricks[0])
+
+    assert (dropout.at, dropout.not_at) == (written, written)
+    assert spec.tricks[0].settings == {k: v for k, v in to_config(dropout).items() if k != "trick"}
+    assert again.key == spec.key == plan(Waveforms(), [Arm("x", [("early", dropout)])], [0])[0].key
+
+
+def test_another_place_is_another_run() -> None:
+    arms = [Arm(str(at), [{"trick": "dropout", "at": at}]) for at in (None, "fc1", "fc*", ["fc1"])]
+
+    assert len({spec.key for spec in plan(Waveforms(), arms, [0])}) == 4
+
+
+@pytest.mark.parametrize(
+    ("at", "named"),
+    [
+        (is_wide, f"{__name__}.is_wide"),
+        (["fc1", Wide()], f"{__name__}.Wide"),
+        (lambda _: True, f"{__name__}.<lambda>"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["at", "not_at"])
+def test_a_predicate_cannot_go_to_workers_and_is_named_with_what_to_write(at: object, named: str, setting: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(Waveforms(), [Arm("x", [("early", {"trick": "dropout", setting: at})])], [0])
+
+    assert str(caught.value) == (
+        f"study: dropout: {setting}: the function {named} cannot be sent to workers; write places as text: a path such "
+        "as '**.fc1', a class as ':Linear', or a list of these"
+    )
+
+
+def test_a_class_in_a_setting_that_takes_no_text_is_refused() -> None:
+    marked = Marked(at=nn.Linear)
+    assert build_trick(part_of_trick(marked)).at == ":Linear"
+    object.__setattr__(marked, "kind", nn.Linear)
+    with pytest.raises(ConfigError, match="marked: kind must be one of a, b, got ':Linear'"):
+        part_of_trick(marked)
+
+
+def test_settings_that_are_no_json_are_refused_as_before() -> None:
+    with pytest.raises(ConfigError, match="settings of Transfer must be plain JSON values"):
+        part_of_trick(catalog.get("transfer")(nn.Linear(2, 2)))
 
 
 def test_an_edit_of_the_file_of_a_trick_finds_no_older_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from trickbox_tricks.residual import Residual
 from trickbox import ConfigError, NoEffectError, apply, attach, explain, undo
 from trickbox.surgery.draws import mixed
 from trickbox.tasks.waveforms import PlainNet
+from trickbox.testing.zoo import specimen
 
 
 @pytest.fixture(autouse=True)
@@ -379,3 +380,161 @@ def test_undo_leaves_no_trace(where: str) -> None:
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"dropout: .* must be"):
         Dropout(**settings)
+
+
+# -- at= and not_at=: what tests/tricks/test_at.py does not ask of all tricks ------------------------------------------
+
+
+def test_at_a_named_layer_it_is_the_hand_written_network_bit_for_bit() -> None:
+    class ByHand(PlainNet):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pool(F.relu(self.conv1(x)))
+            x = self.pool(F.relu(self.conv2(x)))
+            torch.manual_seed(self.number)
+            return self.fc2(F.relu(F.dropout(self.fc1(x.flatten(1)), 0.4, self.training)))
+
+    model, by_hand, x = PlainNet(), ByHand(), torch.randn(8, 1, 128)
+    by_hand.load_state_dict(model.state_dict())
+    apply(model, [Dropout(0.4, at="fc1")], x)
+    by_hand.number = seed_of(model.fc1.trickbox.dropout, 3)
+    set_time(model, 3)
+    ours, theirs = model(x), by_hand(x)
+    assert torch.equal(ours, theirs)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    expected = dict(by_hand.named_parameters())
+    assert all(torch.equal(p.grad, expected[name].grad) for name, p in model.named_parameters())
+
+
+def with_trick(name: str, trick: Any) -> tuple[nn.Module, list[Any], Any]:
+    """The arguments of `apply` for a model of the zoo."""
+    model, inputs = specimen(name)
+    return model, [trick], inputs
+
+
+POOLED = ["pool.trickbox.dropout", "pool.trickbox.dropout_call1"]
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("pool", POOLED),
+        ("pool[0]", POOLED[:1]),
+        ("pool[1]", POOLED[1:]),
+        (nn.MaxPool1d, POOLED),
+        (["pool[1]", "fc1"], [*POOLED[1:], "fc1.trickbox.dropout"]),
+        (lambda site: site.call == 1, POOLED[1:]),
+    ],
+)
+def test_one_call_of_several_can_be_named(place: Any, expected: list[str]) -> None:
+    x = torch.randn(4, 1, 128)
+    assert set(dropouts(apply(PlainNet(), [Dropout(0.5, at=place)], x))) == set(expected)
+    rest = apply(PlainNet(), [Dropout(0.5, where="after_pool", not_at=place)], x)
+    assert set(dropouts(rest)) == {*POOLED, "fc1.trickbox.dropout"} - set(expected)
+
+
+def test_the_second_of_two_calls_alone_is_dropped() -> None:
+    model, x = PlainNet(), torch.randn(4, 1, 128)
+    seen: list[Tensor] = []
+    apply(model, [Dropout(0.5, at="pool[1]")], x)
+    model.pool.register_forward_hook(lambda _, __, output: seen.append(output))
+    for _ in range(2):
+        model(x)
+    first, second, again, later = seen
+    assert torch.equal(first, again)
+    assert not torch.equal(second, later)
+
+
+def test_at_replaces_the_default_places_and_where() -> None:
+    x = torch.randn(4, 1, 128)
+    for where in ("auto", "after_layer", "after_pool", "before_head"):
+        assert list(dropouts(apply(PlainNet(), [Dropout(where=where, at="conv2")], x))) == ["conv2.trickbox.dropout"]
+
+
+def test_not_at_leaves_out_places_before_the_head_too() -> None:
+    x = torch.randn(4, 1, 128)
+    with pytest.raises(NoEffectError):
+        apply(PlainNet(), [Dropout(where="before_head", not_at="fc2")], x)
+    assert list(dropouts(apply(PlainNet(), [Dropout(not_at=["conv*"])], x))) == ["fc1.trickbox.dropout"]
+
+
+def test_rate_and_kind_at_a_place_are_those_of_its_layer() -> None:
+    trick = Dropout(0.1, conv=0.2, dense=0.3, kind="channel", at=["conv1", "pool[1]", "fc2"])
+    found = dropouts(apply(PlainNet(), [trick], torch.randn(4, 1, 128)))
+    assert {name: (module.p, module.kind) for name, module in found.items()} == {
+        "conv1.trickbox.dropout": (0.2, "channel"),
+        "pool.trickbox.dropout_call1": (0.2, "channel"),
+        "fc2.trickbox.dropout": (0.3, "element"),
+    }
+
+
+def test_at_a_place_that_a_norm_or_a_dropout_follows_it_acts_there() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(1, 3, 3),
+        nn.BatchNorm1d(3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(21, 4),
+        nn.Dropout(0.5),
+        nn.Linear(4, 2),
+    )
+    apply(model, [Dropout(0.2, at=["0", "4"])], torch.randn(4, 1, 9))
+    assert {name: module.p for name, module in dropouts(model).items()} == {"1.trickbox.dropout": 0.2, "5": 0.2}
+    undo(model)
+    assert (type(model[5]), model[5].p) == (nn.Dropout, 0.5)
+
+
+def test_what_a_skip_carries_on_too_is_dropped_itself_and_not_behind_the_norm_of_the_branch() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc = nn.LayerNorm(4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.fc(self.norm(x))
+
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Embedding(9, 4), Block(), Block(), nn.LayerNorm(4), nn.Linear(4, 2))
+
+    tokens = torch.randint(9, (3, 5))
+    hosts = [name.removesuffix(".trickbox.dropout") for name in dropouts(apply(net(), [Dropout()], tokens))]
+    assert hosts == ["0", "1.fc", "2.fc"]
+    model = apply(net(), [Dropout(0.5, at=["0", ":Block"])], tokens)
+    assert [name.removesuffix(".trickbox.dropout") for name in dropouts(model)] == ["0", "1", "3"]
+
+
+def test_in_a_gpt_at_puts_dropout_where_no_default_would() -> None:
+    plain = dropouts(apply(*with_trick("gpt", Dropout())))
+    assert not any("qkv" in name or "norm" in name or "lm_head" in name for name in plain)
+    for place, expected in (
+        ("**.qkv", ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]),
+        ("blocks.1.**.norm2", ["blocks.1.norm2"]),
+        (["lm_head", nn.Embedding], ["tok_emb", "pos_emb", "lm_head"]),
+        (":SelfAttention", ["blocks.0.attn", "blocks.1.attn"]),
+    ):
+        found = dropouts(apply(*with_trick("gpt", Dropout(at=place))))
+        assert [name.removesuffix(".trickbox.dropout") for name in found] == expected
+    left = dropouts(apply(*with_trick("gpt", Dropout(not_at=["blocks.0.**", ":Embedding"]))))
+    assert list(left) == ["blocks.1.attn.proj.trickbox.dropout", "blocks.1.mlp.2.trickbox.dropout"]
+
+
+def test_in_a_residual_net_at_reaches_the_branches() -> None:
+    assert list(dropouts(apply(*with_trick("resnet", Dropout())))) == ["fc.trickbox.dropout"]
+    found = dropouts(apply(*with_trick("resnet", Dropout(kind="channel", at="layer1.*.conv2"))))
+    assert list(found) == ["layer1.0.bn2.trickbox.dropout", "layer1.1.bn2.trickbox.dropout"]
+
+
+@pytest.mark.parametrize("setting", ["at", "not_at"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("pool[2]", r"no path matches, got 'pool\[2\]'; there are .* Did you mean 'pool\[[01]\]'\?"),
+        ("fc3", r"no path matches, got 'fc3'; there are .* Did you mean 'fc[12]'\?"),
+        (":MaxPool2d", r"no module is of this class, got ':MaxPool2d'; there are .* Did you mean ':MaxPool1d'\?"),
+    ],
+)
+def test_a_place_that_is_not_there_is_answered_with_the_nearest(setting: str, place: str, message: str) -> None:
+    model, x = PlainNet(), torch.randn(4, 1, 128)
+    with pytest.raises(ConfigError, match=rf"^dropout: {setting}: {message}"):
+        apply(model, [Dropout(**{setting: place})], x)
+    assert not any(module._forward_hooks for module in model.modules())

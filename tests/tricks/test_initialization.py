@@ -19,6 +19,7 @@ from trickbox_tricks.transfer import Transfer
 
 from trickbox import ConfigError, NoEffectError, apply, explain, undo
 from trickbox.tasks.waveforms import PlainNet
+from trickbox.testing.zoo import specimen
 
 SERIES = (8, 1, 128)
 
@@ -282,3 +283,117 @@ def test_undo_gives_the_first_weights_back(trick: Any) -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"initialize: scheme must be one of .* Did you mean 'kaiming'"):
         Initialize("kaimin")
+
+
+# -- at= and not_at=: what tests/tricks/test_at.py does not ask of all tricks ------------------------------------------
+
+
+def drawn(model: nn.Module, inputs: Any, *tricks: Any) -> dict[str, Tensor]:
+    """The parameters that *tricks* have changed, by name, with their new values."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    apply(model, list(tricks), inputs)
+    return {name: p for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("scheme", ["kaiming", "xavier", "orthogonal"])
+def test_what_is_drawn_at_a_place_is_what_would_be_drawn_there_anyway(scheme: str) -> None:
+    plain, x = PlainNet(), torch.randn(SERIES)
+    everywhere = drawn(copy.deepcopy(plain), x, Initialize(scheme))
+    there = drawn(copy.deepcopy(plain), x, Initialize(scheme, at=["conv?", "fc2"]))
+    assert list(there) == [name for name in everywhere if not name.startswith("fc1")]
+    assert all(torch.equal(value, everywhere[name]) for name, value in there.items())
+    rest = drawn(copy.deepcopy(plain), x, Initialize(scheme, not_at=["conv?", "fc2"]))
+    assert list(rest) == ["fc1.weight", "fc1.bias"]
+    assert all(torch.equal(value, everywhere[name]) for name, value in rest.items())
+
+
+def test_schemes_for_each_layer_are_those_of_their_objects() -> None:
+    plain, x = PlainNet(), torch.randn(SERIES)
+    tricks = [("a", Initialize("orthogonal", at=":Conv1d")), ("b", Initialize("xavier", zero_head=True, at="fc?"))]
+    found = [drawn(copy.deepcopy(plain), x, *order) for order in (tricks, tricks[::-1])]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    alone = drawn(copy.deepcopy(plain), x, Initialize("orthogonal")) | drawn(
+        copy.deepcopy(plain), x, Initialize("xavier", zero_head=True, not_at="conv*")
+    )
+    assert found[0].keys() == alone.keys()
+    assert all(torch.equal(found[0][name], value) for name, value in alone.items())
+
+
+def test_a_zero_head_is_zero_where_the_head_is_meant() -> None:
+    x = torch.randn(SERIES)
+    elsewhere = apply(PlainNet(), [Initialize(zero_head=True, at="conv*")], x)
+    assert elsewhere.fc2.weight.all()
+    assert not apply(PlainNet(), [Initialize(zero_head=True, at="fc2")], x).fc2.weight.any()
+    assert apply(PlainNet(), [Initialize(zero_head=True, not_at="fc2")], x).fc2.weight.all()
+
+
+def test_lsuv_scales_the_layers_at_its_places_alone() -> None:
+    model, x = PlainNet(), torch.randn(32, 1, 128)
+    changed = drawn(model, x, Initialize("lsuv", at=["conv2", "fc1"]))
+    assert list(changed) == ["conv2.weight", "conv2.bias", "fc1.weight", "fc1.bias"]
+    found = {name: float(out.std()) for name, out in own_outputs(model.eval(), x).items()}
+    assert all(0.9 <= found[name] <= 1.1 for name in ("conv2", "fc1")), found
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "parts"),
+    [
+        ("gpt", {"at": "**.proj"}, ["blocks.0.attn.proj", "blocks.1.attn.proj"]),
+        ("gpt", {"at": ["blocks.1.**", "lm_head"], "not_at": "**.mlp.*"},
+         ["blocks.1.attn.qkv", "blocks.1.attn.proj", "lm_head"]),
+        ("gpt", {"not_at": "blocks.**"}, ["lm_head"]),
+        ("gpt2", {"at": ":Conv1D", "not_at": "h.0.**"},
+         ["h.1.attn.c_attn", "h.1.attn.c_proj", "h.1.mlp.c_fc", "h.1.mlp.c_proj"]),
+        ("resnet", {"at": "**.downsample.*"}, ["layer2.0.downsample.0"]),
+        ("lstm", {"at": "lstm"}, ["lstm"]),
+        ("lstm", {"at": nn.RNNBase}, ["lstm"]),
+        ("lstm", {"at": "fc"}, ["fc"]),
+        ("lstm", {"not_at": ":LSTM"}, ["fc"]),
+        ("lstm", {"not_at": "fc"}, ["lstm"]),
+        ("transformer_encoder", {"at": "**.1.self_attn"}, ["encoder.layers.1.self_attn"]),
+        ("transformer_encoder", {"at": ":MultiheadAttention", "not_at": "encoder.layers.0.*"},
+         ["encoder.layers.1.self_attn"]),
+        ("transformer_encoder", {"not_at": ["encoder.**.self_attn", "**.linear?"]}, ["fc"]),
+    ],
+)  # fmt: skip
+def test_layers_of_every_kind_can_be_named(name: str, settings: dict[str, Any], parts: list[str]) -> None:
+    model, inputs = specimen(name)
+    before = copy.deepcopy(model.state_dict())
+    found = drawn(model, inputs, Initialize(**settings))
+    assert list(dict.fromkeys(next(p for p in parts if f"{n}.".startswith(f"{p}.")) for n in found)) == parts
+    everywhere = drawn(specimen(name)[0], inputs, Initialize())
+    assert all(torch.equal(value, everywhere[name]) for name, value in found.items())
+    undo(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("setting", ["at", "not_at"])
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("gpt", "tok_emb", r"it cannot act at tok_emb \(Embedding\), got 'tok_emb'; it can act at the weight layers "),
+        ("gpt", "blocks.*.norm1", r"it cannot act at blocks.0.norm1 \(LayerNorm\), blocks.1.norm1 \(LayerNorm\), got "),
+        ("gpt", "lm_haed", r"no path matches, got 'lm_haed'; there are .* Did you mean 'lm_head'\?"),
+        ("lstm", "embedding", r"it cannot act at embedding \(Embedding\), got 'embedding'; it can act at fc, lstm\."),
+        ("lstm", ":GRU", r"no module is of this class, got ':GRU'; there are "),
+        ("transformer_encoder", "**.out_proj", r"the model never calls encoder.layers.0.self_attn.out_proj \("),
+    ],
+)
+def test_places_without_a_weight_to_draw_are_refused(setting: str, name: str, place: str, message: str) -> None:
+    model, inputs = specimen(name)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match=f"^initialize: {setting}: {message}"):
+        apply(model, [Initialize(**{setting: place})], inputs)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_loaded_and_tied_weights_are_left_at_named_places_too() -> None:
+    teacher, x = PlainNet(), torch.randn(SERIES)
+    weights = {name: value for name, value in teacher.state_dict().items() if name.startswith("conv")}
+    model = apply(PlainNet(), [Initialize(at=["conv1", "fc1"]), Transfer(weights)], x)
+    assert torch.equal(model.conv1.weight, teacher.conv1.weight)
+    with pytest.raises(NoEffectError, match="weight layers whose weights no trick has loaded"):
+        apply(PlainNet(), [Initialize(at="conv*"), Transfer(weights)], x)
+    tied, inputs = specimen("gpt2")
+    with pytest.raises(NoEffectError, match="lm_head: its weight is that of an embedding"):
+        apply(tied, [Initialize(at="lm_head")], inputs)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from trickbox_tricks.normalization import BatchNorm, GroupNorm, LayerNorm, take_over
 
-from trickbox import ConfigError, NoEffectError, apply, undo
+from trickbox import ConfigError, NoEffectError, apply, nest, undo
+from trickbox.authoring import Surgery
 from trickbox.tasks.waveforms import PlainNet
+from trickbox.testing.zoo import specimen
 
 
 @pytest.fixture(autouse=True)
@@ -329,3 +331,154 @@ def test_undo_leaves_no_trace(trick: Any, norm: nn.Module | None) -> None:
     assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(model(x), plain(x))
+
+
+# -- at= and not_at=: what tests/tricks/test_at.py does not ask of all tricks ------------------------------------------
+
+
+class NormedHiddenNet(PlainNet):
+    """Layer norm behind the first linear layer, written by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(64, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.conv2(self.pool(F.relu(self.conv1(x))))))
+        return self.fc2(F.relu(self.norm(self.fc1(x.flatten(1)))))
+
+
+def test_layer_norm_at_a_named_layer_is_the_hand_written_network_bit_for_bit() -> None:
+    model, by_hand = PlainNet(), NormedHiddenNet()
+    by_hand.load_state_dict(model.state_dict(), strict=False)
+    apply(model, [LayerNorm(eps=1e-3, at="fc1")], torch.randn(8, 1, 128))
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9) for net in (model, by_hand)]
+    for _ in range(3):
+        x, y = torch.randn(8, 1, 128), torch.randint(0, 3, (8,))
+        for net, optimizer in zip((model, by_hand), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    ours = {name.replace("fc1.trickbox.layer_norm", "norm"): value for name, value in model.state_dict().items()}
+    theirs = by_hand.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_at_takes_dense_layers_and_the_head_without_dense() -> None:
+    x = torch.randn(4, 1, 128)
+    for trick in (BatchNorm, LayerNorm, GroupNorm):
+        model = apply(PlainNet(), [trick(at=["conv2", "fc?"])], x)
+        assert [name.partition(".")[0] for name in norms(model)] == ["conv2", "fc1", "fc2"]
+    assert list(norms(apply(PlainNet(), [LayerNorm(dense=True, not_at="conv*")], x))) == ["fc1.trickbox.layer_norm"]
+
+
+@pytest.mark.parametrize("trick", [BatchNorm, LayerNorm, GroupNorm])
+@pytest.mark.parametrize("setting", ["at", "not_at"])
+@pytest.mark.parametrize("place", ["2", nn.ReLU, ":ReLU", lambda site: isinstance(site.module, nn.ReLU)])
+def test_behind_a_module_that_is_no_weight_layer_there_is_no_norm(trick: Any, setting: str, place: Any) -> None:
+    model = small(nn.BatchNorm1d(6))
+    named = r"it cannot act at 2 \(ReLU\), got .*; it can act at the weight layers 0, 4\."
+    why = named if isinstance(place, (str, type)) else "the predicate is true for none of 2 weight layers, got "
+    with pytest.raises(ConfigError, match=rf"_norm: {setting}: {why}"):
+        apply(model, [trick(**{setting: place})], torch.randn(4, 1, 9))
+    assert list(norms(model)) == ["1"]
+
+
+def test_the_norm_of_the_model_is_named_by_its_layer() -> None:
+    x, model = torch.randn(4, 1, 9), small(nn.BatchNorm1d(6))
+    with pytest.raises(ConfigError, match=r"layer_norm: at: it cannot act at 1 \(BatchNorm1d\), got '1'"):
+        apply(model, [LayerNorm(at="1")], x)
+    assert isinstance(apply(model, [LayerNorm(at="0")], x)[1], nn.GroupNorm)
+
+
+def test_one_kind_for_some_layers_and_their_own_for_others() -> None:
+    model, inputs = specimen("resnet")
+    apply(model, [GroupNorm(at="layer2.**")], inputs)
+    kinds = {(name.startswith("layer2."), type(norm)) for name, norm in norms(model).items()}
+    assert kinds == {(True, nn.GroupNorm), (False, nn.BatchNorm2d)}
+    rest, _ = specimen("resnet")
+    apply(rest, [GroupNorm(not_at=["conv1", "layer1.**", "**.downsample.*"])], inputs)
+    own = [name for name, norm in norms(rest).items() if isinstance(norm, nn.BatchNorm2d)]
+    assert own == ["bn1", "layer1.0.bn1", "layer1.0.bn2", "layer1.1.bn1", "layer1.1.bn2", "layer2.0.downsample.1"]
+
+
+def test_one_call_of_a_shared_layer_can_be_named() -> None:
+    model, inputs = specimen("recurrent_depth")
+    calls = [site.label for site in Surgery.on(model, inputs).anatomy.layers if site.calls > 1]
+    assert len(calls) == 3
+    path = calls[0].partition("[")[0]
+    assert list(norms(apply(model, [LayerNorm(at=calls[1])], inputs))) == [f"{path}.trickbox.layer_norm_call1"]
+    again, _ = specimen("recurrent_depth")
+    assert len(norms(apply(again, [LayerNorm(at=path, not_at=calls[1])], inputs))) == 2
+
+
+GPT2_LAYERS = [f"h.{n}.{part}" for n in "01" for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "hosts"),
+    [
+        ("gpt", "**.qkv", ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]),
+        ("gpt", "blocks.*.mlp.0", ["blocks.0.mlp.0", "blocks.1.mlp.0"]),
+        ("gpt", "lm_head", ["lm_head"]),
+        ("bert", "layer.*.**.query", ["layer.0.attention.self.query", "layer.1.attention.self.query"]),
+        ("gpt2", [":Conv1D", "lm_head"], [*GPT2_LAYERS, "lm_head"]),
+    ],
+)
+def test_behind_layers_of_blocks_with_norms_at_puts_what_the_default_refuses(
+    name: str, place: Any, hosts: list[str]
+) -> None:
+    model, inputs = specimen(name)
+    own = list(norms(model))
+    with pytest.raises(NoEffectError, match="the model's blocks have norms of their own already"):
+        apply(model, [LayerNorm()], inputs)
+    assert list(norms(model)) == own
+    keys, before = list(model.state_dict()), nest.call(model.eval(), inputs)
+    apply(model, [LayerNorm(at=place)], inputs)
+    assert [n.removesuffix(".trickbox.layer_norm") for n in norms(model) if n not in own] == hosts
+    assert not torch.equal(nest.call(model, inputs), before)
+    undo(model)
+    assert (list(norms(model)), list(model.state_dict())) == (own, keys)
+    assert torch.equal(nest.call(model, inputs), before)
+
+
+def test_at_a_q_projection_the_norm_works_on_q_alone() -> None:
+    model, inputs = specimen("bert")
+    query = model.layer[0].attention.self.query
+    seen: list[Tensor] = []
+    query.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)), prepend=True)
+    apply(model.eval(), [LayerNorm(at="layer.0.attention.self.query")], inputs)
+    seen.clear()
+    query.register_forward_hook(lambda _, __, output: seen.append(output))
+    model(inputs)
+    x, plain, normed = seen
+    assert torch.equal(plain, F.linear(x, query.weight, query.bias))
+    assert torch.equal(normed, F.layer_norm(plain, plain.shape[-1:]))
+
+
+@pytest.mark.parametrize("trick", [BatchNorm, GroupNorm])
+def test_what_cannot_be_normalized_is_skipped_also_at_a_named_place(trick: Any) -> None:
+    model, inputs = specimen("gpt")
+    with pytest.raises(NoEffectError, match=r"blocks.0.attn.qkv: .* where only LayerNorm acts"):
+        apply(model, [trick(at="**.qkv")], inputs)
+    with pytest.raises(NoEffectError, match=r"0: 1 follows, a GroupNorm already"):
+        apply(small(nn.GroupNorm(2, 6)), [GroupNorm(2, at="0")], torch.randn(4, 1, 9))
+
+
+def test_at_a_skip_path_without_norm_only_a_named_place_gets_one() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv1d(3, 6, 3, padding=1), nn.Conv1d(6, 6, 3, padding=1)
+            self.skip = nn.Conv1d(3, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv2(self.conv1(x).relu()) + self.skip(x)
+
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Conv1d(1, 3, 1), nn.ReLU(), Block(), nn.ReLU(), nn.Flatten(), nn.Linear(54, 2))
+
+    x = torch.randn(4, 1, 9)
+    assert not any("skip" in name for name in norms(apply(net(), [BatchNorm()], x)))
+    assert list(norms(apply(net(), [BatchNorm(at="2.skip")], x))) == ["2.skip.trickbox.batch_norm"]

@@ -14,9 +14,10 @@ from trickbox_tricks.dropout import Dropout
 from trickbox_tricks.normalization import BatchNorm
 from trickbox_tricks.residual import PoolShortcut, Projection, Residual, pool_shortcut
 
-from trickbox import ConfigError, NoEffectError, SurgeryError, apply, explain, undo
+from trickbox import ConfigError, NoEffectError, SurgeryError, apply, explain, nest, undo
 from trickbox.authoring import Surgery, derive, forked
 from trickbox.tasks.waveforms import PlainNet
+from trickbox.testing.zoo import specimen
 
 
 @pytest.fixture(autouse=True)
@@ -300,3 +301,146 @@ def test_settings_are_checked() -> None:
         Residual(0)
     with pytest.raises(ConfigError, match="residual: shortcut must be one of"):
         Residual(shortcut="add")
+
+
+# -- at= and not_at=: what tests/tricks/test_at.py does not ask of all tricks ------------------------------------------
+
+
+def test_at_a_named_layer_it_is_the_hand_written_network_bit_for_bit() -> None:
+    class ByHand(PlainNet):
+        def forward(self, x: Tensor) -> Tensor:
+            shortcut = F.pad(F.adaptive_avg_pool1d(x, 62), (0, 0, 0, 15))
+            x = self.pool(F.relu(self.conv1(x) + shortcut))
+            x = self.pool(F.relu(self.conv2(x)))
+            return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+    model, by_hand, x = PlainNet(), ByHand(), torch.randn(4, 1, 128)
+    by_hand.load_state_dict(model.state_dict())
+    apply(model, [Residual(at="conv1")], x)
+    ours, theirs = model(x), by_hand(x)
+    assert torch.equal(ours, theirs)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    expected = dict(by_hand.named_parameters())
+    assert all(torch.equal(p.grad, expected[name].grad) for name, p in model.named_parameters())
+
+
+def test_at_spans_the_first_and_the_last_layer_too() -> None:
+    x = torch.randn(3, 4)
+    assert sites(apply(chain(4, 4, 4, 4), [Residual()], x)) == ["2"]
+    assert sites(apply(chain(4, 4, 4, 4), [Residual(at=nn.Linear)], x)) == ["0", "2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"layers": 2, "at": ["2", "4"]}, ["4"]),
+        ({"layers": 2, "at": "?"}, ["2", "6"]),
+        ({"layers": 2, "not_at": "2"}, ["6"]),
+        ({"layers": 3, "at": ["0", "2", "4"]}, ["4"]),
+        ({"layers": 2, "at": ":Linear", "not_at": "0"}, ["4", "8"]),
+        ({"at": "?", "not_at": ["2", "[68]"]}, ["0", "4"]),
+    ],
+)
+def test_segments_are_made_of_the_layers_that_may_be_spanned(settings: dict[str, Any], expected: list[str]) -> None:
+    assert sites(apply(chain(4, 4, 4, 4, 4, 4), [Residual(**settings)], torch.randn(3, 4))) == expected
+
+
+def test_layers_that_do_not_follow_each_other_are_no_segment() -> None:
+    x = torch.randn(3, 4)
+    with pytest.raises(NoEffectError, match="4 does not come next in a plain chain"):
+        apply(chain(4, 4, 4, 4), [Residual(2, at=["0", "4"])], x)
+    with pytest.raises(NoEffectError, match="2: no 2 consecutive layers are left"):
+        apply(chain(4, 4, 4, 4), [Residual(2, at="2")], x)
+    with pytest.raises(NoEffectError, match="shortcut='projection' can act here"):
+        apply(PlainNet(), [Residual(at="fc1")], torch.randn(2, 1, 128))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "expected"),
+    [
+        ("resnet", "layer1.*.conv1", ["layer1.0.bn1", "layer1.1.bn1"]),
+        ("resnet_plain", "blocks.*.conv?", ["blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2"]),
+        ("gpt", "**.attn.proj", ["blocks.0.attn.proj", "blocks.1.attn.proj"]),
+        ("gpt2", "h.1.**.c_proj", ["h.1.attn.c_proj"]),
+        ("bert", ["pooler", "layer.0.**.query"], ["layer.0.attention.self.query", "pooler"]),
+    ],
+)
+def test_in_a_net_with_shortcuts_at_adds_what_the_default_refuses(name: str, place: Any, expected: list[str]) -> None:
+    model, inputs = specimen(name)
+    with pytest.raises(NoEffectError, match="it has residual connections already"):
+        apply(model, [Residual()], inputs)
+    assert not sites(model)
+    keys, before = list(model.state_dict()), nest.call(model.eval(), inputs)
+    apply(model, [Residual(at=place)], inputs)
+    assert sites(model) == expected
+    assert not torch.equal(nest.call(model, inputs), before)
+    undo(model)
+    assert not sites(model)
+    assert list(model.state_dict()) == keys
+    assert torch.equal(nest.call(model, inputs), before)
+
+
+def test_in_a_block_of_a_gpt_the_input_of_a_projection_is_added_to_its_output() -> None:
+    model, inputs = specimen("gpt")
+    layer = model.blocks[1].attn.proj
+    apply(model, [Residual(at="blocks.1.attn.proj")], inputs)
+    seen: list[Tensor] = []
+    layer.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
+    model(inputs)
+    x, output = seen
+    assert torch.equal(output, F.linear(x, layer.weight, layer.bias) + x)
+
+
+def test_a_layer_of_a_class_that_torch_has_not_takes_a_projection() -> None:
+    model, inputs = specimen("gpt2")
+    with pytest.raises(NoEffectError, match="shortcut='projection' can act here"):
+        apply(model, [Residual(at="**.c_fc")], inputs)
+    apply(model, [Residual(shortcut="projection", at="**.c_fc")], inputs)
+    layer = model.h[0].mlp.c_fc
+    assert layer.trickbox.residual.weight.shape == (64, 16)
+    seen: list[Tensor] = []
+    layer.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
+    model(inputs)
+    x, output = seen
+    plain = torch.addmm(layer.bias, x.flatten(0, 1), layer.weight).view_as(output)
+    assert torch.equal(output, plain + F.linear(x, layer.trickbox.residual.weight))
+
+
+def test_a_convolution_of_a_class_that_torch_has_not_takes_the_identity_alone() -> None:
+    class Own(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(channels, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv1d(x, self.weight, padding=1)
+
+    def net(channels: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv1d(1, 3, 1), Own(channels), nn.ReLU(), nn.Flatten(), nn.Linear(9 * channels, 2))
+
+    x = torch.randn(4, 1, 9)
+    assert sites(apply(net(3), [Residual(at="1")], x)) == ["1"]
+    for shortcut in ("pool", "projection"):
+        with pytest.raises(NoEffectError, match="which axes a Own mixes is unknown"):
+            apply(net(6), [Residual(shortcut=shortcut, at="1")], x)
+
+
+def test_a_computed_weight_is_not_computed_once_more() -> None:
+    model, inputs = specimen("spectral_norm")
+    before = copy.deepcopy(model.state_dict())
+    apply(model, [Residual(at=["0", "2"])], inputs)
+    assert sites(model) == ["0", "2"]
+    undo(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("setting", ["at", "not_at"])
+def test_a_place_that_is_no_weight_layer_is_refused(setting: str) -> None:
+    model, x = PlainNet(), torch.randn(2, 1, 128)
+    message = r"it cannot act at pool\[1\] \(MaxPool1d\), got 'pool\[1\]'; it can act at the weight layers conv1, "
+    with pytest.raises(ConfigError, match=f"^residual: {setting}: {message}"):
+        apply(model, [Residual(**{setting: "pool[1]"})], x)
+    with pytest.raises(ConfigError, match=rf"^residual: {setting}: no path matches, .* Did you mean 'conv[12]'\?"):
+        apply(model, [Residual(**{setting: ["conv1", "conv3"]})], x)
+    assert not sites(model)

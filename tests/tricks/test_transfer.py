@@ -18,6 +18,7 @@ from trickbox_tricks.transfer import Freeze, Transfer, match, read_weights
 
 from trickbox import ConfigError, NoEffectError, Session, apply, explain, fit, undo
 from trickbox.tasks.waveforms import PlainNet
+from trickbox.testing.zoo import specimen
 from trickbox.trick import to_config
 
 SERIES = (8, 1, 128)
@@ -337,3 +338,118 @@ def test_freezing_after_transfer_trains_the_new_head_only() -> None:
     assert [name for name, same_bits in equal.items() if not same_bits] == ["fc2.weight", "fc2.bias"]
     undo(model)
     assert F.cross_entropy(model(torch.randn(SERIES)), torch.arange(8) % 3).requires_grad
+
+
+# -- at= and not_at=: what tests/tricks/test_at.py does not ask of all tricks ------------------------------------------
+
+
+def frozen(model: nn.Module) -> list[str]:
+    """The modules that hold a frozen parameter of their own."""
+    still = [name.rpartition(".")[0] for name, p in model.named_parameters() if not p.requires_grad]
+    return list(dict.fromkeys(still))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"at": "stem"}, ["stem"]),
+        ({"at": "head"}, ["head"]),
+        ({"at": ["blocks.2", "stem"]}, ["stem", "blocks.2.0"]),
+        ({"at": "blocks.[02].*"}, ["blocks.0.0", "blocks.2.0"]),
+        ({"at": ":Sequential", "not_at": "blocks.1"}, ["blocks.0.0", "blocks.2.0"]),
+        ({"at": "(model)"}, ["", "stem", "blocks.0.0", "blocks.1.0", "blocks.2.0", "unused", "head"]),
+        ({"at": "(model)", "not_at": "blocks.1"}, ["stem", "blocks.0.0", "blocks.2.0", "head"]),
+        ({"at": "**", "not_at": ["(model)", "head"]}, []),
+        ({"not_at": "stem"}, ["blocks.0.0", "blocks.1.0", "blocks.2.0"]),
+        ({"not_at": "blocks.*.0"}, ["stem"]),
+        ({"until": "blocks.2", "not_at": "blocks.0"}, ["stem", "blocks.1.0"]),
+    ],
+)
+def test_what_is_frozen_is_what_is_named(settings: dict[str, Any], expected: list[str]) -> None:
+    model, x = Branch(), torch.randn(5, 3)
+    before = snapshot(model)
+    if not expected:
+        with pytest.raises(NoEffectError):
+            apply(model, [Freeze(**settings)], x)
+        return
+    apply(model, [Freeze(**settings)], x)
+    assert frozen(model) == expected
+    undo(model)
+    assert not frozen(model)
+    assert all(same(snapshot(model), before).values())
+
+
+def test_until_and_at_are_two_answers_to_one_question() -> None:
+    with pytest.raises(ConfigError, match="freeze: until and at both say what is frozen; give one of them"):
+        apply(Branch(), [Freeze("head", at="stem")], torch.randn(5, 3))
+
+
+def test_a_part_in_the_middle_keeps_every_bit_while_all_around_it_learns() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.Flatten(),
+        nn.Linear(496, 3),
+    )  # fmt: skip
+    before = snapshot(model)
+    train(model, [Freeze(at=["3", "4"])], steps=10)
+    unchanged = [name.partition(".")[0] for name, equal in same(snapshot(model), before).items() if equal]
+    assert list(dict.fromkeys(unchanged)) == ["3", "4"]
+    assert int(model[4].num_batches_tracked) == 0
+    assert int(model[1].num_batches_tracked) == 10
+    model.train()
+    assert torch.equal(model[4](torch.ones(2, 4, 9)), model.eval()[4](torch.ones(2, 4, 9)))
+
+
+def test_norms_alone_can_be_frozen_or_left() -> None:
+    model, inputs = specimen("gpt")
+    apply(model, [Freeze(at=":LayerNorm", not_at="ln_f")], inputs)
+    assert frozen(model) == ["blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2"]
+    rest, _ = specimen("gpt")
+    apply(rest, [Freeze(not_at=[":LayerNorm", "**.mlp"])], inputs)
+    assert frozen(rest) == [
+        "tok_emb", "pos_emb", "blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.1.attn.qkv", "blocks.1.attn.proj",
+    ]  # fmt: skip
+
+
+def test_the_first_blocks_of_a_gpt_and_of_a_residual_net() -> None:
+    model, inputs = specimen("gpt")
+    apply(model, [("tables", Freeze(at=nn.Embedding)), ("blocks", Freeze(at="blocks.0"))], inputs)
+    assert {name.partition(".")[0] for name in frozen(model)} == {"tok_emb", "pos_emb", "blocks"}
+    assert not any(name.startswith("blocks.1") for name in frozen(model))
+    resnet, images = specimen("resnet")
+    apply(resnet, [Freeze(at=["conv1", "bn1", "layer1"])], images)
+    assert {name.partition(".")[0] for name in frozen(resnet)} == {"conv1", "bn1", "layer1"}
+    before = snapshot(resnet.train())
+    resnet(images)
+    moved = {name for name, equal in same(snapshot(resnet), before).items() if not equal}
+    assert moved
+    assert all(name.startswith("layer2.") for name in moved)
+
+
+def test_a_weight_that_two_modules_share_is_frozen_at_either_and_spared_by_either() -> None:
+    for settings, expected in (({"at": "lm_head"}, True), ({"at": "wte"}, True), ({"not_at": "lm_head"}, False)):
+        model, inputs = specimen("gpt2")
+        apply(model, [Freeze(**settings)], inputs)
+        assert model.wte.weight.requires_grad is not expected
+
+
+def test_a_module_without_anything_to_freeze_is_no_place() -> None:
+    with pytest.raises(NoEffectError, match="freeze acted nowhere: it looked for trainable modules"):
+        apply(Branch(), [Freeze(at="blocks.*.1")], torch.randn(5, 3))
+
+
+@pytest.mark.parametrize("setting", ["at", "not_at"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("blocks.3", r"no path matches, got 'blocks.3'; there are .* Did you mean 'blocks.[012]'\?"),
+        ("unused", r"the model never calls unused \(Linear\), got 'unused'; it can act at "),
+        ("blocks", r"the model never calls blocks \(ModuleList\), got 'blocks'; .* Did you mean 'blocks.\*\*'\?"),
+        ("stem.weight", r"no path matches, got 'stem.weight'; there are "),
+        (nn.Conv1d, r"no module is of this class, got ':Conv1d'; there are "),
+    ],
+)
+def test_what_is_not_run_cannot_be_named(setting: str, place: Any, message: str) -> None:
+    model = Branch()
+    with pytest.raises(ConfigError, match=rf"^freeze: {setting}: {message}"):
+        apply(model, [Freeze(**{setting: place})], torch.randn(5, 3))
+    assert not frozen(model)

@@ -15,11 +15,13 @@ from typing import Any, cast
 import attrs
 import torch
 from attrs import field, frozen
+from torch import nn
 
 from trickbox.errors import ConfigError, near
 from trickbox.study.design import Arm
 from trickbox.study.task import Task
-from trickbox.trick import fields_of, make
+from trickbox.surgery.places import to_json
+from trickbox.trick import fields_of, make, name_of
 
 SCHEMA = 1
 WEIGHTS = (".pt", ".pth")
@@ -120,7 +122,20 @@ def part_of_task(task: Task) -> Part:
 def part_of_trick(entry: Any) -> Part:
     """Describe a trick or an (alias, trick) pair; raises `ConfigError` where workers could not make it again."""
     alias, trick = entry if isinstance(entry, tuple) else (None, entry)
-    return attrs.evolve(_part(type(trick), {name: getattr(trick, name) for name in fields_of(trick)}), alias=alias)
+    settings = {name: _as_text(f"{name_of(trick)}: {name}", getattr(trick, name)) for name in fields_of(trick)}
+    make(type(trick), settings)  # raises where a setting wants the class itself
+    return attrs.evolve(_part(type(trick), settings), alias=alias)
+
+
+def _as_text(where: str, value: Any) -> Any:
+    """A setting, alone or in a list, with classes by their name; raises `ConfigError` for functions."""
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        if callable(one) and not isinstance(one, (type, nn.Module)):
+            raise ConfigError(
+                f"study: {where}: the function {to_json(one).removesuffix('()')} cannot be sent to workers; write "
+                "places as text: a path such as '**.fc1', a class as ':Linear', or a list of these"
+            )
+    return to_json(value)
 
 
 def _part(cls: type, settings: dict[str, Any]) -> Part:

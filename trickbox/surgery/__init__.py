@@ -41,5 +41,6 @@ from trickbox.surgery.sites import activation_after as activation_after
 from trickbox.surgery.sites import norm_after as norm_after
 from trickbox.surgery.tape import Event as Event
 from trickbox.surgery.tape import Tape as Tape
+from trickbox.surgery.tape import dry as dry
 from trickbox.surgery.tape import evaluating as evaluating
 from trickbox.surgery.tape import record as record

@@ -23,7 +23,8 @@ from trickbox.surgery.tape import Event, Shape, Tape
 _SUMS = ("add", "iadd", "radd")
 _CONCATENATIONS = ("cat", "concat", "concatenate")
 _SQUASHES = ("softmax", "sigmoid", "hardsigmoid")
-_PRODUCTS = ("mul", "imul", "rmul", "multiply", "matmul", "bmm", "einsum", "getitem", "topk")
+_PRODUCTS = ("mul", "imul", "rmul", "multiply", "matmul", "bmm", "einsum")
+_PICKS = ("getitem", "topk")
 _RESHAPES = ("view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand")
 _MAPS = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d")
 """Functions that map features where one of their arguments is a parameter."""
@@ -39,7 +40,10 @@ class Join:
     branch: tuple[Site, ...]
     """The weight layers of the branch, in order."""
     ends: tuple[Site, ...]
-    """Those of them that no other follows: one, or several where layers work side by side."""
+    """Those of them that no other follows: one, or several where layers work side by side.
+
+    What only weighs other features, such as a gate, is not counted. Where a function of parameters comes last, none.
+    """
     skip: tuple[Site, ...]
     """The weight layers on the way around the branch: none, or one projection."""
 
@@ -89,7 +93,7 @@ class Anatomy:
         for event in self._flow.nodes:
             sides = [self._looked_up[number] for number in self._flow.before(event)]
             if event.name in _SUMS and len(sides) == 2 and all(sides) and sides[0].isdisjoint(sides[1]):
-                added |= max(sides, key=min)
+                added |= max(sides, key=lambda side: (side.isdisjoint(self._flow.fed), min(side)))
         return [s for s in self._sites if is_embedding(s) and s.event.number in self._flow.fed - added]
 
     @cached_property
@@ -126,8 +130,20 @@ class Anatomy:
 
     @cached_property
     def joins(self) -> list[Join]:
-        """The residual connections that the model has, in the order of execution."""
-        return [join for event in self._flow.nodes if (join := self._join(event)) is not None]
+        """The residual connections that the model has, in the order of execution.
+
+        Branches side by side that come back one sum after the other are one connection.
+        """
+        found: dict[int, Join] = {}
+        for event in self._sums.values():
+            terms, within = self._flow.terms(event.number, self._sums.keys())
+            branch = self._around(terms)
+            for number in within if branch else ():
+                found.pop(number, None)
+            ways = ([], branch) if branch else self._ways(event)
+            if ways is not None and (join := self._joined(event, *ways)) is not None:
+                found[event.number] = join
+        return list(found.values())
 
     @cached_property
     def blocks(self) -> list[str]:
@@ -139,7 +155,7 @@ class Anatomy:
         """The weight layers that run before the first block."""
         if not self.joins:
             return []
-        first = self.joins[0].branch[0].event.number
+        first = min(join.branch[0].event.number for join in self.joins)
         return [site for site in self.layers if site.event.number < first and site not in self.skips]
 
     @cached_property
@@ -183,7 +199,7 @@ class Anatomy:
             if _is_opaque(site.module):
                 found[site.event.number] = site
         for event in self._flow.nodes:
-            if event.name in _MAPS and any(tensor in self.tape.given for tensor in event.inputs):
+            if event.name in _MAPS and not self._flow.weights.isdisjoint(event.inputs):
                 found.setdefault(event.number, None)
         return found
 
@@ -199,24 +215,56 @@ class Anatomy:
                 found[event.number] = set().union(*(found[number] for number in self._flow.before(event)))
         return found
 
-    def _join(self, event: Event) -> Join | None:
-        if event.is_module or event.name not in _SUMS or set(event.input_shapes) != set(event.output_shapes):
-            return None
+    @cached_property
+    def _sums(self) -> dict[int, Event]:
+        """The functions that add without spreading one part over another."""
+        sums = (event for event in self._flow.nodes if not event.is_module and event.name in _SUMS)
+        return {event.number: event for event in sums if set(event.input_shapes) == set(event.output_shapes)}
+
+    @cached_property
+    def _weighing(self) -> set[int]:
+        """The maps that make weights for other features and nothing else: gates, and what leads to gates alone."""
+        gates = {site.event.number for site in self.gates}
+        return self._mapping.keys() - self._flow.reaching(without=gates)
+
+    def _around(self, terms: list[int]) -> list[int]:
+        """The maps of the branches among three or more terms, where one of them is the trunk that all others left."""
+        for trunk in terms if len(terms) > 2 else ():
+            others = [term for term in terms if term != trunk]
+            last = self._flow.common(*others)
+            start = None if last is None else self._flow.common(trunk, last)
+            if last is None or start is None or self._maps(start, trunk):
+                continue
+            branches = [self._maps(start, other) for other in others]
+            if all(branches) and self._weighing.issuperset(self._maps(start, last)):
+                return sorted(set().union(*branches))
+        return []
+
+    def _ways(self, event: Event) -> tuple[list[int], list[int]] | None:
+        """The maps on the ways of a skip and of a branch into a sum, from where they part."""
         parts = list(dict.fromkeys(self._flow.before(event)))
         if len(parts) != 2 or (start := self._flow.common(*parts)) is None:
             return None
-        first, second = ([n for n in self._flow.between(start, part) if n in self._mapping] for part in parts)
-        skip, branch = sorted((first, second), key=len)
-        plain = not skip
-        projected = len(skip) == 1 < len(branch) and self._once([*skip, *branch])
-        if not branch or not (plain or projected):
-            return None
-        around, through = (tuple(s for n in side if (s := self._mapping[n]) is not None) for side in (skip, branch))
+        skip, branch = sorted((self._maps(start, part) for part in parts), key=len)
+        projected = len(skip) == 1 < len(branch) and self._once([*skip, *branch]) and self._bends(branch)
+        return (skip, branch) if not skip or projected else None
+
+    def _bends(self, branch: list[int]) -> bool:
+        """Whether anything but changes of shape lies between the maps of a branch: else they are one map in parts."""
+        between = (self.tape.events[n] for n in self._flow.between(branch[0], branch[-1]) if n not in self._mapping)
+        return not all(any(part in _plain(event) for part in (*_RESHAPES, "dropout", "identity")) for event in between)
+
+    def _joined(self, event: Event, skip: list[int], branch: list[int]) -> Join | None:
+        around, through = (tuple(s for n in way if (s := self._mapping[n]) is not None) for way in (skip, branch))
         if not through:
             return None
-        features = [s for s in through if s not in self.gates]
-        last = [s for s in features if not any(self._flow.leads(s.event.number, n) for n in branch)]
-        return Join(event, self._repeated(event.path), through, tuple(last), around)
+        features = [number for number in branch if number not in self._weighing]
+        ends = (s for s in through if s.event.number in features)
+        last = tuple(s for s in ends if not any(self._flow.leads(s.event.number, n) for n in features))
+        return Join(event, self._repeated(event.path), through, last, around)
+
+    def _maps(self, start: int, end: int) -> list[int]:
+        return [number for number in self._flow.between(start, end) if number in self._mapping]
 
     def _is_gate(self, site: Site) -> bool:
         following = (e for e in self.tape.following(site.event) if not self.tape.holds_others(e))
@@ -224,7 +272,9 @@ class Anatomy:
         first, second = next(following, None), next(following, None)
         if first is None or second is None or _plain(first) not in _SQUASHES:
             return False
-        return second.name in _PRODUCTS
+        number, factors = site.event.number, self._flow.parents(second.number)
+        others = any(factor != number and not self._flow.leads(number, factor) for factor in factors)
+        return second.name in _PICKS or (second.name in _PRODUCTS and others)
 
     def _concatenates(self, event: Event) -> bool:
         if event.is_module or event.name not in _CONCATENATIONS:
@@ -232,9 +282,7 @@ class Anatomy:
         parts = list(dict.fromkeys(self._flow.before(event)))
         for one, other in itertools.combinations(parts, 2):
             start = self._flow.common(one, other)
-            if start is not None and any(
-                n in self._mapping for p in (one, other) for n in self._flow.between(start, p)
-            ):
+            if start is not None and (self._maps(start, one) or self._maps(start, other)):
                 return True
         return False
 
@@ -266,13 +314,12 @@ class Anatomy:
         """The weight layers between a tensor and its return by concatenation, where they lie at lower resolutions."""
         if event.is_module or event.name not in _CONCATENATIONS:
             return
-        for one in self._flow.before(event):
-            for other in self._flow.before(event):
-                if one == other or self._flow.common(one, other) != one:
-                    continue
-                between = [s for n in self._flow.between(one, other) if (s := self._mapping.get(n)) is not None]
-                whole = _positions(event.output_shapes[0])
-                yield from (site for site in between if 0 < _positions(site.output_shape) < whole)
+        whole = _positions(event.output_shapes[0])
+        for one, other in itertools.permutations(self._flow.before(event), 2):
+            if self._flow.common(one, other) == one:
+                between = [s for n in self._maps(one, other) if (s := self._mapping[n]) is not None]
+                spatial = (site for site in between if len(weight_shape(site.module) or ()) > 2)
+                yield from (site for site in spatial if 0 < _positions(site.output_shape) < whole)
 
 
 def is_weight_layer(site: Site) -> bool:
@@ -310,18 +357,19 @@ def weight_shape(module: nn.Module) -> Size | None:
 
 def is_norm(site: Site) -> bool:
     """Whether a call normalizes: a norm of torch, or a class that says so and keeps the shape."""
-    if isinstance(site.module, NORMS):
-        return True
+    if isinstance(site.module, (*NORMS, *WEIGHT_LAYERS)):
+        return isinstance(site.module, NORMS)
     named = "norm" in type(site.module).__name__.lower()
     return named and site.input_shape == site.output_shape and not _has_parts(site.module)
 
 
 def is_embedding(site: Site) -> bool:
     """Whether a call looks up rows of a table by whole numbers."""
-    shape = weight_shape(site.module)
     if isinstance(site.module, (nn.Embedding, nn.EmbeddingBag)):
         return True
-    return shape is not None and not site.event.floating and site.output_shape[-1:] == shape[1:]
+    shape = weight_shape(site.module)
+    other = shape is None or site.event.floating or _has_parts(site.module)
+    return not other and site.output_shape[-1:] == (shape or ())[1:]
 
 
 def _is_whole(site: Site) -> bool:

@@ -75,6 +75,8 @@ class Attachments(nn.Module):
         super().__init__()
         self.calls = calls
         self.call = 0
+        self.counts = False
+        """Whether a forward of the whole model is running, in which calls are numbered."""
         self.entered = 0
         self.slots: list[Slot] = []
 
@@ -124,8 +126,17 @@ class Attachments(nn.Module):
         return self._next() if torch.compiler.is_compiling() else numbered(self, self._next)
 
     def _next(self) -> int:
-        call, self.call = self.call, (self.call + 1) % self.calls
-        return call
+        """The number of a new call; of one outside of a forward of the whole model 0."""
+        if not self.counts:
+            return 0
+        if self.call == self.calls:
+            raise SurgeryError(
+                f"a layer with {', '.join(self._modules)} on it is called more often than the {self.calls} times that "
+                "tricks were planned for, and nothing says what acts on the new call; apply the tricks with inputs on "
+                "which the model makes all of its calls"
+            )
+        self.call += 1
+        return self.call - 1
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # A plain checkpoint knows nothing of what is attached: then everything here keeps its values.
@@ -217,9 +228,16 @@ def stay_in_eval(module: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def restart_calls(model: nn.Module, args: tuple[Any, ...]) -> None:
-    """Forward pre-hook of a model with modules that are called twice: an aborted forward must not shift the next."""
+    """Forward pre-hook of a model with modules that are called twice: their calls are numbered from here on."""
     for attached in model.__dict__[COUNTED]:
-        attached.call = 0
+        attached.call, attached.counts = 0, True
+
+
+def end_calls(model: nn.Module, *_: Any) -> None:
+    """Forward hook of such a model: a part of it that is called on its own makes first calls."""
+    # Starred arguments, because dynamo looks into named ones, and warns of outputs that require gradients.
+    for attached in model.__dict__[COUNTED]:
+        attached.call, attached.counts = 0, False
 
 
 def count_forwards(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:

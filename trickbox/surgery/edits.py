@@ -28,6 +28,7 @@ from trickbox.surgery.attach import (
     attach,
     attachments,
     count_forwards,
+    end_calls,
     restart_calls,
     stay_in_eval,
 )
@@ -158,7 +159,7 @@ class Surgery:
         others = [site for site in self.sites(nn.Module) if (site.path, site.call) not in found]
         named = self.model.named_modules(remove_duplicate=False)
         idle = {path: m for path, m in named if not self.tape.calls(path) and f".{CHILD}." not in f".{path}."}
-        kind = "weight layers" if all(site in self.anatomy.layers for site in among) else ""
+        kind = "weight layers" if among and all(site in self.anatomy.layers for site in among) else ""
         check_matched(self.acting, places, among, setting, others=others, idle=idle, kind=kind)
 
     def require(self, sites: Sequence[Site], looked_for: str) -> list[Site]:
@@ -292,6 +293,7 @@ class Surgery:
             counted = self.model.__dict__.setdefault(COUNTED, [])
             if not counted:
                 self.model.register_forward_pre_hook(restart_calls)
+                self.model.register_forward_hook(end_calls)
             found = attachments(site.module)
             assert found is not None
             if found not in counted:

@@ -15,6 +15,7 @@ from trickbox.surgery.attach import (
     Attachments,
     Slot,
     count_forwards,
+    end_calls,
     restart_calls,
     stay_in_eval,
     take_off,
@@ -89,7 +90,7 @@ class Counting:
         model.__dict__[COUNTED].remove(self.attached)
         if not model.__dict__[COUNTED]:
             del model.__dict__[COUNTED]
-            unhook(model, (restart_calls,))
+            unhook(model, (restart_calls, end_calls))
 
 
 @define(eq=False)

@@ -215,13 +215,11 @@ def _why_not(place: Place, sites: list[Site], others: list[Site], idle: Mapping[
     if there := [f"{site.label} ({type(site.module).__name__})" for site in others if _matches(place, site)]:
         return f"it cannot act at {_some(there)}"
     called = {id(site.module): site.path or MODEL for site in (*sites, *others)}
-    silent = {path: module for path, module in idle.items() if _means(place, module, path)}
-    if twins := [f"{path} of {called[id(module)]}" for path, module in silent.items() if id(module) in called]:
-        return f"it is another name, {_some(twins)}"
-    if silent:
-        return (
-            f"the model never calls {_some([f'{path} ({type(module).__name__})' for path, module in silent.items()])}"
-        )
+    silent = [(path, module) for path, module in idle.items() if _means(place, module, path)]
+    if twins := [f"{path} is another name of {called[id(module)]}" for path, module in silent if id(module) in called]:
+        return _some(twins)
+    if never := [f"{path} ({type(module).__name__})" for path, module in silent]:
+        return f"the model never calls {_some(never)}"
     return ""
 
 
@@ -240,10 +238,8 @@ def _in_vain(place: Place, sites: list[Site], kind: str) -> str:
     if not isinstance(place, (str, type)):
         return f"the predicate is true for none of {len(sites)} {kind or 'sites'}, got {wanted!r}"
     if wanted.startswith(":"):
-        what, names = (
-            "no module is of this class",
-            [f":{name}" for site in sites for name in _classes(site.module)[:-1]],
-        )
+        what = "no module is of this class"
+        names = [f":{name}" for site in sites for name in _classes(site.module)[:-1]]
     else:
         what, names = "no path matches", [site.label for site in sites]
     hint = near(wanted, names + _patterns(wanted, [site.path for site in sites if site.path]))
@@ -265,6 +261,12 @@ def _some(names: list[str]) -> str:
 
 
 def _patterns(wanted: str, paths: list[str]) -> list[str]:
-    """Patterns in the style of *wanted* that match: numbers replaced by ``*``, or all but the last part by ``**``."""
-    found = [re.sub(r"(?<![^.])\d+(?![^.])", "*", path) for path in paths] if "*" in wanted else []
+    """Patterns in the style of *wanted* that match: its own signs, numbers as ``*``, or all but the last part ``**``."""
+    found = []
+    for path in paths if "*" in wanted else []:
+        parts, pieces = path.split("."), wanted.split(".")
+        if len(parts) == len(pieces):
+            pairs = zip(parts, pieces, strict=True)
+            found.append(".".join(piece if fnmatchcase(part, piece) else part for part, piece in pairs))
+        found.append(re.sub(r"(?<![^.])\d+(?![^.])", "*", path))
     return found + ([f"**.{path.rpartition('.')[2]}" for path in paths] if "**" in wanted else [])

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from attrs import define, evolve, field, frozen
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
@@ -66,6 +67,8 @@ class Tape:
     """The parameters among the tensors, by their number."""
     returned: tuple[int, ...] = ()
     """The numbers of the tensors that the model returned."""
+    before: int = 0
+    """The tensors with lower numbers were there before the forward: its inputs, and what the modules hold."""
 
     def modules(self) -> Iterator[Event]:
         """The calls of modules, in order."""
@@ -89,16 +92,16 @@ class Tape:
         waiting: list[int] = []
         seen = {event.number}
 
-        def follow(tensors: tuple[int, ...]) -> None:
-            for number in itertools.chain.from_iterable(self._consumers.get(tensor, ()) for tensor in tensors):
-                if number > event.last and number not in seen:
+        def follow(made: Event) -> None:
+            for number in itertools.chain.from_iterable(self._consumers.get(tensor, ()) for tensor in made.outputs):
+                if number > made.last and number not in seen:
                     seen.add(number)
                     heapq.heappush(waiting, number)
 
-        follow(event.outputs)
+        follow(event)
         while waiting:
             later = self.events[heapq.heappop(waiting)]
-            follow(later.outputs)
+            follow(later)
             yield later
 
     def users(self, event: Event) -> list[Event]:
@@ -121,9 +124,8 @@ class Tape:
 
     def replaced(self, path: str, module: nn.Module) -> Tape:
         """The tape of the model with *module* in the place of the layer at *path*, which puts out the same shapes."""
-        return evolve(
-            self, events=[evolve(e, name=type(module).__name__) if e.path == path else e for e in self.events]
-        )
+        name = type(module).__name__
+        return evolve(self, events=[evolve(e, name=name) if e.is_module and e.path == path else e for e in self.events])
 
     @cached_property
     def _calls(self) -> Counter[str]:
@@ -154,11 +156,11 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        outputs = list(tensors(result))
-        if outputs and not self._inside_leaf():
+        made = args[0] if func is Tensor.__setitem__ else result
+        if any(True for _ in tensors(made)) and not self._inside_leaf():
             name = getattr(func, "__name__", str(func)).strip("_")
             path = self.stack[-1][0] if self.stack else ""
-            self.events.append(self._event(path, 0, name, False, [args, kwargs or {}], result, len(self.events)))
+            self.events.append(self._event(path, 0, name, False, [args, kwargs or {}], made, len(self.events)))
         return result
 
     def enter(self, path: str, module: nn.Module) -> None:
@@ -224,11 +226,14 @@ def record(
             for handle in _watch(recorder, path, module):
                 stack.callback(handle.remove)
         given = {recorder.number(parameter): name for name, parameter in model.named_parameters()}
+        held = [value for m in model.modules() for value in (*vars(m).values(), *m._buffers.values())]
+        there = [value for value in (*held, *tensors(inputs)) if isinstance(value, Tensor)]
+        before = 1 + max(map(recorder.number, (*model.parameters(), *there)), default=-1)
         with recorder:
             output = forward(model, inputs)
     events = [event for event in recorder.events if event is not None]
     assert len(events) == len(recorder.events), "every call that began has ended"
-    return Tape(events, output, given, tuple(map(recorder.number, tensors(output))))
+    return Tape(events, output, given, tuple(map(recorder.number, tensors(output))), before)
 
 
 def _watch(recorder: _Recorder, path: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
@@ -254,7 +259,8 @@ def dry(model: nn.Module, training: bool) -> Iterator[None]:
     Buffers are put back, and the attributes of all modules; not what a forward writes elsewhere, or into a list.
     """
     before = [(module, type(module), dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    values = [(b, b.clone()) for *_, own in before for b in own.values() if b is not None] if training else []
+    buffers = (buffer for *_, own in before for buffer in own.values() if buffer is not None and _writable(buffer))
+    values = [(buffer, buffer.clone(), buffer._version) for buffer in buffers]
     clock = model.__dict__.get(CLOCK) or Clock()
     with forked(), clock.aside(), torch.no_grad(), _in_mode(model, training), warnings.catch_warnings():
         # Checkpointed regions say that they are useless without gradients, which is no news here.
@@ -262,13 +268,22 @@ def dry(model: nn.Module, training: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            for module, kind, own, buffers in before:
+            for module, kind, own, own_buffers in before:
                 if type(module) is kind:  # a lazy layer has become what it is to be
                     vars(module).clear()
                     vars(module).update(own)
-                    module._buffers.update(buffers)
-            for buffer, value in values:
-                buffer.copy_(value)
+                    module._buffers.clear()
+                    module._buffers.update(own_buffers)
+            for buffer, value, version in values:
+                if training or buffer._version != version:  # fused norms change their statistics at the same version
+                    buffer.copy_(value)
+
+
+def _writable(buffer: Tensor) -> bool:
+    """Whether a buffer has values, and a forward may change them in place."""
+    if is_lazy(buffer) or buffer.is_inference():
+        return False
+    return buffer.layout is not torch.strided or 0 not in buffer.stride()
 
 
 def evaluating(model: nn.Module) -> AbstractContextManager[None]:
