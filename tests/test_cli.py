@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_explain_lists_order_sites_and_parameters(capsys):
     status, out, _ = run(capsys, "explain", "dropout(p=0.3), batch_norm", "--set", "noise=0.3")
     assert status == 0
     assert "dropout: after batch_norm" in out
-    assert "after conv1" in out
+    assert re.search(r"\bconv1 .*dropout: StreamDropout\(p=0\.3.*\bconv2 ", out, re.DOTALL)
     assert "Parameters: 17283 before, 17379 after" in out
 
 
@@ -69,6 +70,8 @@ def test_explain_lists_order_sites_and_parameters(capsys):
         (["compare", "--course", "--tricks", "dropout"], "leave out --tricks"),
         (["info", "dropuot"], "Did you mean 'dropout'?"),
         (["explain", "mixupp"], "Did you mean 'mixup'?"),
+        (["sites", "wavefroms"], "Did you mean 'waveforms'?"),
+        (["site"], "Did you mean 'sites'?"),
     ],
 )
 def test_mistakes_are_answered_with_the_fix_before_anything_runs(capsys, tmp_path, monkeypatch, arguments, message):
@@ -180,9 +183,22 @@ def test_any_text_in_quotes_comes_through_as_it_is(names):
 def test_explain_takes_places_as_a_user_writes_them(capsys):
     status, out, _ = run(capsys, "explain", 'dropout(p=0.2, at=["conv*", ":Linear"], not_at="fc2")')
     assert status == 0
-    assert [line.split(":")[1].strip() for line in out.splitlines() if line.startswith("  dropout: ")] == [
-        "after conv1", "after conv2", "after fc1",
-    ]  # fmt: skip
+    assert [line.split()[1] for line in out.splitlines() if "StreamDropout(p=0.2" in line] == ["conv1", "conv2", "fc1"]
+
+
+def test_sites_lists_what_explain_takes_as_places(capsys):
+    status, out, _ = run(capsys, "sites", "waveforms", "--set", "noise=0.3")
+    assert status == 0
+    assert out.splitlines()[:3] == [
+        "label    class      output        part",
+        "(model)  PlainNet   (32, 3)",
+        "conv1    Conv1d     (32, 16, 62)",
+    ]
+    assert run(capsys, "sites") == (0, out, "")
+    labels = [line.split()[0] for line in out.splitlines()[2:]]
+    assert labels == ["conv1", "pool[0]", "conv2", "pool[1]", "fc1", "fc2"]
+    status, out, _ = run(capsys, "explain", f"dropout(at={labels})")
+    assert (status, out.count("StreamDropout(p=0.1, element)")) == (0, 6)
 
 
 @pytest.mark.slow

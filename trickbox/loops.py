@@ -6,7 +6,6 @@ hands over in a line: a batch, the time of a validation, the end of an epoch.
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -338,8 +337,7 @@ def explain(model: nn.Module, inputs: Any, tricks: Any, *, seed: int = 0, forwar
       init          dropout
     ...
     """
-    check_model(model)
-    model = _to_look_at(model)
+    _check_looked_at(model)
     run, batch = Run(model, tricks, seed=seed, forward=forward, wrap=None), Batch(inputs, None, 0)
     take_back = _remembered(model)
     try:
@@ -362,13 +360,15 @@ def sites(model: nn.Module, inputs: Any, *, forward: Forward = call) -> Sites:
     0        ReLU        (5, 3)
     1        Linear      (5, 2)  head
     """
+    _check_looked_at(model)
+    return table(plan_surgery(model, Batch(inputs, None, 0), forward))
+
+
+def _check_looked_at(model: Any) -> None:
+    """Raise `ConfigError` for what surgery cannot edit, and for what cannot be looked at without changing it."""
     check_model(model)
-    return table(plan_surgery(_to_look_at(model), Batch(inputs, None, 0), forward))
-
-
-def _to_look_at(model: nn.Module) -> nn.Module:
-    """*model* itself, or a copy of a lazy one, which a forward would make into what it is to be."""
-    return copy.deepcopy(model) if any(map(is_lazy, (*model.parameters(), *model.buffers()))) else model
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise ConfigError("model has lazy layers, which one look would initialize; run it once on a batch before")
 
 
 def _remembered(model: nn.Module) -> Callable[[], None]:

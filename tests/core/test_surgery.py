@@ -704,8 +704,9 @@ def test_explain_changes_nothing_and_lists_every_edit(untouched, data):
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with untouched(net):
         text = tb.explain(net, data[0], ["layer_norm", {"trick": "dropout", "p": 0.25}])
-    assert "layer_norm: after 0: LayerNorm((6,)" in text
-    assert "+12 parameters" in text
+    norm = "layer_norm: LayerNorm((6,), eps=1e-05, elementwise_affine=True, bias=True), +12 parameters"
+    assert f"|- 0  Linear  (20, 6)        {norm}" in text.splitlines()
+    assert "|                            dropout: StreamDropout(p=0.25, element)" in text.splitlines()
     assert text.splitlines()[-1] == f"Parameters: {4 * 6 + 6 + 6 * 3 + 3} before, {4 * 6 + 6 + 6 * 3 + 3 + 12} after"
 
 
@@ -825,6 +826,39 @@ def test_surgery_that_fails_on_a_model_that_has_tricks_on_leaves_those_of_before
     assert_same(before, identity(net))
     tb.undo(net)
     assert_same(plain, identity(net))
+
+
+@trick
+class Scales:
+    """Write and insert, then ask for what surgery alone cannot do. Cost: none."""
+
+    @hookimpl
+    def init(self, state):
+        state.surgery.insert(state.surgery.sites(nn.Linear)[1], Times(2), Rank.DROPOUT)
+        state.surgery.write("0.bias", torch.full((6,), 7.0))
+        state.surgery.freeze("2")
+        state.scale("lr", lambda state: 0.5)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_surgery_that_is_refused_when_all_is_done_leaves_what_was_before(data, trained):
+    net = small()
+    plain = identity(net)
+    tb.apply(net, ["layer_norm", Write()], data[0])
+    if trained:
+        with torch.no_grad():
+            net[2].weight.add_(1)
+    net(data[0]).sum().backward()
+    before, grads = identity(net), [p.grad for p in net.parameters()]
+    with pytest.raises(tb.ConfigError, match="needs a loop"):
+        tb.apply(net, [Scales()], data[0])
+    assert_same(before, identity(net))
+    assert all(p.grad is grad for p, grad in zip(net.parameters(), grads, strict=True))
+    tb.undo(net)
+    if trained:
+        assert list(net[0].bias) == [1.0] * 6
+    else:
+        assert_same(plain, identity(net))
 
 
 def test_what_a_surgery_wrote_stays_after_training_also_when_another_surgery_followed(data):

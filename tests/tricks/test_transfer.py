@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def test_a_new_head_belongs_to_the_seed_alone() -> None:
 def test_missing_and_unknown_names_are_reported() -> None:
     weights = {name: value for name, value in PlainNet().state_dict().items() if not name.startswith("conv1")}
     text = explain(PlainNet(), torch.randn(SERIES), [Transfer({**weights, "extra": torch.zeros(1)})])
-    assert "conv1.weight: not loaded: it is not there" in text
+    assert re.search(r"conv1\.weight.*: not loaded: it is not there", text)
     assert "not in the model: extra" in text
     fits, reasons = match({"a": torch.zeros(2, 1)}, {"a": torch.zeros(1, 2)})
     assert (fits, reasons) == ([], {"a": "has shape (2, 1) here and (1, 2) there"})
