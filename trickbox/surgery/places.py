@@ -261,7 +261,7 @@ def _some(names: list[str]) -> str:
 
 
 def _patterns(wanted: str, paths: list[str]) -> list[str]:
-    """Patterns in the style of *wanted* that match: its own signs, numbers as ``*``, or all but the last part ``**``."""
+    """Patterns in the style of *wanted* that match: its signs, numbers as ``*``, or all but the last part ``**``."""
     found = []
     for path in paths if "*" in wanted else []:
         parts, pieces = path.split("."), wanted.split(".")
