@@ -28,3 +28,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_compiled():
+    """Once something has been compiled, each opening of a model looks through all objects for what holds it."""
+    yield
+    if "torch._dynamo.utils" in sys.modules and torch._dynamo.utils.counters["frames"]:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
