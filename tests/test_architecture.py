@@ -13,8 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = """
     errors streams nest monitor ranks history
-    surgery.recompute surgery.draws surgery.attach surgery.tape surgery.sites surgery.flow surgery.anatomy
-    surgery.places surgery.ledger surgery.edits surgery.picture surgery
+    surgery.recompute surgery.draws surgery.inside surgery.attach surgery.tape surgery.sites surgery.flow surgery.anatomy
+    surgery.attention surgery.branches
+    surgery.places surgery.ledger surgery.edits surgery.norms surgery.picture surgery
     state hooks trick steps data metrics targets optimization catalog box checks run phases session loops engine
     adapters adapters.lightning adapters.transformers
     tasks study tasks.waveforms tasks.source tasks.lesson testing cli

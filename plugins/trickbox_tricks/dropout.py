@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from attrs import field, validators
 from torch import Tensor, nn
 
@@ -18,6 +20,9 @@ from trickbox.authoring import (
     Site,
     State,
     Surgery,
+    attend,
+    attend_with_heads,
+    attentions,
     choice,
     hookimpl,
     interval,
@@ -55,18 +60,27 @@ def channel_dropout(x: Tensor, p: float, generator: torch.Generator | None = Non
 
 
 class StreamDropout(nn.modules.dropout._DropoutNd):
-    """A dropout layer whose masks are functions of numbers; *kind* is ``element`` or ``channel``."""
+    """A dropout layer whose masks are functions of numbers; *kind* is ``element``, ``channel`` or ``locked``.
 
-    def __init__(self, p: float, kind: str, draws: Draws) -> None:
+    Locked masks stay the same over the time of a sequence, whose axis is *time* (Gal & Ghahramani 2016).
+    """
+
+    def __init__(self, p: float, kind: str, draws: Draws, time: int = 1) -> None:
         super().__init__(p)
         self.kind = kind
         self.draws = draws
+        self.time = time
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop in training; in eval mode and at rate 0, *x* itself, and nothing is drawn."""
-        if not self.training or self.p == 0:
-            return x
-        shape = x.shape if self.kind == "element" else x.shape[:2] + (1,) * (x.ndim - 2)
+        return self.drop(x, mask_shape(x.shape, self.kind, self.time)) if self.drops() else x
+
+    def drops(self) -> bool:
+        """Whether it does anything now."""
+        return self.training and self.p > 0
+
+    def drop(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """*x* under a new mask of *shape*."""
         return x * self.draws.bernoulli(shape, 1 - self.p, x).div_(1 - self.p)
 
     def extra_repr(self) -> str:
@@ -74,7 +88,79 @@ class StreamDropout(nn.modules.dropout._DropoutNd):
         return f"p={self.p}, {self.kind}"
 
 
+def mask_shape(shape: Sequence[int], kind: str, time: int) -> list[int]:
+    """The shape of a mask: one value for each element, for each channel, or for each element but over *time*.
+
+    >>> [mask_shape((4, 5, 6), kind, time=1) for kind in ("element", "channel", "locked")]
+    [[4, 5, 6], [4, 5, 1], [4, 1, 6]]
+    """
+    shared = {"element": [], "channel": list(range(2, len(shape))), "locked": [time]}[kind]
+    return [1 if axis in shared else length for axis, length in enumerate(shape)]
+
+
+class FunctionDropout(StreamDropout):
+    """Instead of a function such as ``F.dropout``, whose own rate no longer counts."""
+
+    def forward(self, function: Callable[..., Tensor], x: Tensor, *rest: Any, **settings: Any) -> Tensor:  # type: ignore[override]
+        """*x*, in training with elements dropped."""
+        return super().forward(x)
+
+
+class AttentionDropout(StreamDropout):
+    """Instead of a function that makes the probabilities of an attention inside: the same, with these dropped."""
+
+    def forward(self, function: Callable[..., Any], *args: Any, **settings: Any) -> Any:  # type: ignore[override]
+        """What *function* gives; in training worked out step by step."""
+        if not self.drops():
+            return function(*args, **settings)
+        if function is F.scaled_dot_product_attention:
+            return attend(*args, probabilities=super().forward, **settings)
+        for gone in ("training", "static_k", "static_v", "is_causal"):
+            settings.pop(gone, None)
+        return attend_with_heads(*args, probabilities=super().forward, **settings)
+
+
+class LayersDropout(StreamDropout):
+    """Instead of the function of a recurrent layer: its layers one by one, with locked masks between them."""
+
+    def forward(self, function: Callable[..., Any], x: Tensor, *rest: Any) -> Any:  # type: ignore[override]
+        """The sequence and the last states, as *function* gives them."""
+        if not self.drops():
+            return function(x, *rest)
+        packed = not isinstance(rest[2], bool)
+        sizes, (state, weights, bias, layers, _, training, both, *tail) = rest[: int(packed)], rest[int(packed) :]
+        several, directions, states, ends = len(weights) // layers, 2 if both else 1, _parts(state), []
+        for layer in range(layers):
+            if layer:
+                x = self._between(x, *sizes, *tail)
+            begin = [part[layer * directions : (layer + 1) * directions] for part in states]
+            own = begin[0] if isinstance(state, Tensor) else begin
+            weight = weights[layer * several : (layer + 1) * several]
+            x, *end = function(x, *sizes, own, weight, bias, 1, 0.0, training, both, *tail)
+            ends.append(end)
+        return (x, *map(torch.cat, zip(*ends, strict=True)))
+
+    def _between(self, x: Tensor, how: Tensor | bool) -> Tensor:
+        """A sequence with a locked mask: batch first, time first, or packed with so many samples at each time."""
+        if isinstance(how, bool):
+            return self.drop(x, mask_shape(x.shape, "locked", int(how)))
+        mask = self.drop(x.new_ones(int(how[0]), x.shape[1]), (int(how[0]), x.shape[1]))
+        return x * torch.cat([mask[:samples] for samples in how.tolist()])
+
+
+def _parts(state: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return (state,) if isinstance(state, Tensor) else state
+
+
 ADJUSTABLE = (StreamDropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+PLACES = ("auto", "after_layer", "after_pool", "before_head", "attention")
+INSTEAD: dict[str, type[StreamDropout]] = {
+    **dict.fromkeys(FUNCTIONS, FunctionDropout),
+    **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), AttentionDropout),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), LayersDropout),
+}
+"""Functions in whose place a dropout does the work, because what it drops is made inside."""
 
 
 @trick
@@ -87,21 +173,27 @@ class Dropout:
                  ``after_layer``: on the output of every weight layer but the head, which makes the outputs; on that of
                  the norm that follows it, since a norm behind a dropout learns the wrong variance (Li 2018).
                  ``after_pool``: on the output of every pool module, and of every dense layer but the head.
-                 ``before_head``: on the input of the head
-    at, not_at   the modules on whose output it acts instead of all that, and those on whose it does not
+                 ``before_head``: on the input of the head.
+                 ``attention``: on the probabilities of every attention
+    at, not_at   the modules and functions on whose output it acts instead of all that, and those on whose it does not.
+                 Of a function that makes the probabilities of an attention inside, it acts on these; of the function of
+                 a recurrent layer, such as ``rnn:lstm``, between the layers
 
     By itself it acts where the field puts it. In a model with residual branches of dense layers, such as a transformer:
     on the end of every branch, never on q, k and v or on the skip path (Vaswani et al. 2017). With branches of
     convolutions: before the head alone (He et al. 2016). In a model that brings earlier maps back by concatenation, as
     a U-Net: on the layers of the lowest resolution (Ronneberger et al. 2015). In all others: after every layer.
-    Embeddings of the inputs are layers too.
+    Embeddings of the inputs are layers too, and so are recurrent ones, inside which it acts between their layers; their
+    masks stay the same over time (Gal & Ghahramani 2016).
 
     A dropout acts on the layer's output, in front of the activation; for ReLU and its kin that equals a dropout behind
     it, for GELU or tanh it does not. Where the model has a dropout module already, between the place and the next
-    weight layer, that module is replaced by one of this rate and kind, and none is added; a rate of 0 leaves it.
-    Raises `ConfigError` for a place that is not there, `NoEffectError` without places, or when at each is a dropout
-    that cannot be changed, as functional and alpha dropouts cannot.
-    Cost: one draw and one product an element. Source: Srivastava et al. 2014; Tompson et al. 2015 for channels.
+    weight layer, that module or function is replaced by one of this rate and kind, and none is added; a rate of 0
+    leaves it. Raises `ConfigError` for a place that is not there, `NoEffectError` without places, or when at each is a
+    dropout that cannot be changed, as alpha dropouts cannot.
+    Cost: one draw and one product an element. Attention whose probabilities are dropped holds them in memory in
+    training, as fused kernels do not; recurrent layers run one by one there.
+    Source: Srivastava et al. 2014; Tompson et al. 2015 for channels.
 
     >>> import trickbox
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -118,7 +210,9 @@ class Dropout:
     conv: float | None = field(default=None, validator=validators.optional(interval("[0, 1)")))
     dense: float | None = field(default=None, validator=validators.optional(interval("[0, 1)")))
     kind: str = field(default="element", validator=choice("element", "channel"))
-    where: str = field(default="auto", validator=choice("auto", "after_layer", "after_pool", "before_head"))
+    where: str = field(
+        default="auto", validator=choice("auto", "after_layer", "after_pool", "before_head", "attention")
+    )
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
 
@@ -127,26 +221,33 @@ class Dropout:
         """Attach, or adjust what is there."""
         surgery = state.surgery
         before, after = self._sites(surgery)
-        planned = [(site, site, dropout_before(surgery, site.event)) for site in before]
-        planned += [(site, _behind_norm(surgery, site), dropout_after(surgery, site.event)) for site in after]
-        acted = []
-        for site, place, existing in planned:
-            calls = 1 if existing is None else surgery.tape.calls(existing.path)
-            new = StreamDropout(self._rate(site), self._kind(site), state.draws(site, calls))
-            if existing is None:
-                (surgery.insert_before if site in before else surgery.insert)(place, new, Rank.DROPOUT)
-            elif new.p > 0 and not _adjust(surgery, site, existing, new):
-                continue
-            acted.append(site)
+        acted = [site for site in before if self._act(state, site, dropout_before(surgery, site.event), before=True)]
+        for site in after:
+            existing = None if site.function in INSTEAD else dropout_after(surgery, site.event)
+            acted += [site] if self._act(state, site, existing, before=False) else []
         surgery.require(acted, "a place whose dropout it may set")
+
+    def _act(self, state: State, site: Site, existing: Event | None, before: bool) -> bool:
+        """Drop at one site, behind it or *before* it; False, with a note, where that cannot be done."""
+        surgery = state.surgery
+        if existing is not None:
+            return self._rate(site) == 0 or _adjust(state, site, existing, self._rate(site), self._kind(site))
+        if site.function in INSTEAD:
+            return _instead(state, site, self._rate(site))
+        new = self._made(state, site, before)
+        if before:
+            surgery.insert_before(site, new, Rank.DROPOUT)
+        else:
+            surgery.insert(_behind_norm(surgery, site), new, Rank.DROPOUT)
+        return True
 
     def _sites(self, surgery: Surgery) -> tuple[list[Site], list[Site]]:
         """The sites on whose input, and those on whose output it acts."""
-        modules = surgery.sites(nn.Module)
+        everything = [*surgery.sites(nn.Module), *surgery.functions()]
         if self.at is not None:
-            return [], surgery.choose([], modules, self.at, self.not_at)
+            return [], surgery.choose([], everything, self.at, self.not_at)
         before, after = _suitable(surgery) if self.where == "auto" else self._named(surgery)
-        return tuple(surgery.choose(sites, modules, None, self.not_at) for sites in (before, after))  # type: ignore[return-value]
+        return tuple(surgery.choose(sites, everything, None, self.not_at) for sites in (before, after))  # type: ignore[return-value]
 
     def _named(self, surgery: Surgery) -> tuple[list[Site], list[Site]]:
         head = surgery.head()
@@ -154,6 +255,9 @@ class Dropout:
             return [head], []
         if self.where == "after_layer":
             return [], surgery.require(_layers(surgery), "weight layers before the head")
+        if self.where == "attention":
+            found = attentions(surgery.model, surgery.tape)
+            return [], surgery.require(found, "functions that make the probabilities of an attention")
         functional = sorted({e.name for e in surgery.tape.events if not e.is_module and "pool" in e.name})
         hint = f" ({', '.join(functional)} is called as a function; use where='after_layer')" if functional else ""
         pools = surgery.require(surgery.sites(*POOLS), f"pool modules{hint}")
@@ -165,6 +269,20 @@ class Dropout:
 
     def _kind(self, site: Site) -> str:
         return self.kind if _is_spatial(site) else "element"
+
+    def _made(self, state: State, site: Site, before: bool) -> StreamDropout:
+        """What drops on the output, or the input, of a site; on a recurrent layer's sequence alike at all times."""
+        time = None if before else _time(state.surgery, site)
+        kind = self._kind(site) if time is None else "locked"
+        return StreamDropout(self._rate(site), kind, state.draws(site), time or 0)
+
+
+def _time(surgery: Surgery, site: Site) -> int | None:
+    """The axis of time in the sequences that a recurrent layer puts out, where its sequences are what is used."""
+    layer, used = site.module, surgery.tape.used(site.event)
+    if site.function or not isinstance(layer, nn.RNNBase) or used or len(site.output_shape) != 3:
+        return None
+    return int(layer.batch_first)
 
 
 def _suitable(surgery: Surgery) -> tuple[list[Site], list[Site]]:
@@ -185,9 +303,10 @@ def _suitable(surgery: Surgery) -> tuple[list[Site], list[Site]]:
 
 
 def _layers(surgery: Surgery) -> list[Site]:
-    """All that makes features: weight layers, embeddings and recurrent layers, in the order of execution."""
+    """All that makes features: weight layers, embeddings, recurrent layers and their insides, in order of execution."""
     anatomy = surgery.anatomy
-    layers = [*anatomy.embeddings, *anatomy.recurrent, *anatomy.hidden]
+    deep = [site for site in surgery.functions() if isinstance(site.module, nn.RNNBase) and site.module.num_layers > 1]
+    layers = [*anatomy.embeddings, *deep, *anatomy.recurrent, *anatomy.hidden]
     return sorted(layers, key=lambda site: site.event.number)
 
 
@@ -227,15 +346,32 @@ def _until_weights(surgery: Surgery, event: Event) -> list[Event]:
     return found
 
 
-def _adjust(surgery: Surgery, site: Site, existing: Event, new: StreamDropout) -> bool:
-    """Put *new* in the place of a dropout that the model has; False, with a note, where that cannot be done."""
-    place = surgery.site_of(existing) if existing.is_module else None
-    if place is None or not isinstance(place.module, ADJUSTABLE):
+def _adjust(state: State, site: Site, existing: Event, p: float, kind: str) -> bool:
+    """Put a dropout in the place of one that the model has; False, with a note, where that cannot be done."""
+    surgery, place = state.surgery, state.surgery.site_of(existing)
+    if place.function in FUNCTIONS:
+        return _instead(state, place, p)
+    if place.function or not isinstance(place.module, ADJUSTABLE):
         surgery.skip(site, f"a {existing.name} follows, which only the model's own code can change")
         return False
-    if isinstance(place.module, StreamDropout) and place.module.draws.clock is new.draws.clock:
-        if place.module.p != new.p:
-            surgery.skip(site, f"its dropout {place.path} serves another layer too, with rate {place.module.p}")
-        return place.module.p == new.p
-    surgery.convert(place, new)
+    if isinstance(place.module, StreamDropout) and place.module.draws.clock is state.clock:
+        return _serves(surgery, site, place, place.module, p)
+    surgery.convert(place, StreamDropout(p, kind, state.draws(site, place.calls)))
     return True
+
+
+def _instead(state: State, site: Site, p: float) -> bool:
+    """Let a dropout do the work of a function; False, with a note, where one of another rate does already."""
+    there = state.surgery.replacement(site)
+    if isinstance(there, StreamDropout):
+        return _serves(state.surgery, site, site, there, p)
+    draws = state.draws(site, max(site.module.num_layers - 1, 1) if isinstance(site.module, nn.RNNBase) else 1)
+    state.surgery.insert_instead(site, INSTEAD[site.function](p, "element", draws), Rank.DROPOUT)
+    return True
+
+
+def _serves(surgery: Surgery, site: Site, place: Site, there: StreamDropout, p: float) -> bool:
+    """Whether a dropout that serves another layer already has this rate; with a note where not."""
+    if there.p != p:
+        surgery.skip(site, f"its dropout {place.label} serves another layer too, with rate {there.p}")
+    return there.p == p

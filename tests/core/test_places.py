@@ -241,7 +241,7 @@ def test_a_setting_takes_the_grammar_and_keeps_what_was_written(value):
 
 FORMS = "a path, a class, ':Name', a predicate of a site, or a list of these"
 WHOLE = "a path without empty parts, '(model)' for the model itself"
-NAME = "a colon and the bare name of a class, such as ':Linear'"
+NAME = "a colon and the bare name of a class or a function, such as ':Linear' or ':add[1]'"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from trickbox.surgery.attach import Rank
 from trickbox.surgery.ledger import Added, Converted, Frozen, Written, ledger
 from trickbox.testing.zoo import specimen
 
-DIFFERENT = {("lstm", "dropout"): "the layers of an LSTM cannot be reached one by one"}
+DIFFERENT: dict[tuple[str, str], str] = {}
 
 
 def places(model):
@@ -19,7 +19,7 @@ def places(model):
     starts = {
         id(e.slot.stash): e
         for e in ledger(model).edits
-        if isinstance(e, Added) and e.slot.rank is Rank.SHORTCUT and e.slot.before
+        if isinstance(e, Added) and e.slot.rank is Rank.SHORTCUT and e.slot.way == "before"
     }
     found = set()
     for edit in ledger(model).edits:
@@ -36,7 +36,7 @@ def places(model):
                 start = starts.get(id(edit.slot.stash))
                 found.add(f"around {paths[id(start.host)]}..{label}" if start else f"around {label}")
             else:
-                found.add(f"{'before' if edit.slot.before else 'after'} {label}")
+                found.add(f"{'inside' if edit.slot.way == 'instead' else edit.slot.way} {label}")
     return found
 
 

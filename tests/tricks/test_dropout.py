@@ -531,7 +531,7 @@ def test_in_a_residual_net_at_reaches_the_branches() -> None:
     [
         ("pool[2]", r"no path matches, got 'pool\[2\]'; there are .* Did you mean 'pool\[[01]\]'\?"),
         ("fc3", r"no path matches, got 'fc3'; there are .* Did you mean 'fc[12]'\?"),
-        (":MaxPool2d", r"no module is of this class, got ':MaxPool2d'; there are .* Did you mean ':MaxPool1d'\?"),
+        (":MaxPool2d", r"no module is of this class, and no function .*, got ':MaxPool2d'; there are .* Did you mean ':MaxPool1d'\?"),
     ],
 )
 def test_a_place_that_is_not_there_is_answered_with_the_nearest(setting: str, place: str, message: str) -> None:

@@ -4,12 +4,17 @@ tape.py     one dry forward, recorded: what is called, in which order, with whic
 sites.py    where a trick can act, and what follows there
 flow.py     which call consumes what which other call has made
 anatomy.py  what the tape means: layers, residual connections, blocks, head
+attention.py  the calls that weigh values by probabilities, and the same with the probabilities open
+branches.py  the residual branches, and where something can act on one
 places.py   where the user wants a trick to act
 attach.py   how modules are attached to a layer that does not know of them
+inside.py   how something acts on a function in the middle of a forward
 draws.py    what a layer draws: masks that are functions of numbers
 recompute.py  which call it is that activation checkpointing repeats
 ledger.py   what was done to a model, and undo
 edits.py    the verbs that tricks use
+norms.py    the norm that suits an output, and one norm in the place of another
+picture.py  the model as a tree, with what tricks did to it
 """
 
 from __future__ import annotations
@@ -18,6 +23,10 @@ from trickbox.surgery.anatomy import Anatomy as Anatomy
 from trickbox.surgery.anatomy import Join as Join
 from trickbox.surgery.attach import Attachments as Attachments
 from trickbox.surgery.attach import Rank as Rank
+from trickbox.surgery.attention import attend as attend
+from trickbox.surgery.attention import attend_with_heads as attend_with_heads
+from trickbox.surgery.attention import attentions as attentions
+from trickbox.surgery.branches import Branch as Branch
 from trickbox.surgery.draws import Clock as Clock
 from trickbox.surgery.draws import Draws as Draws
 from trickbox.surgery.edits import Note as Note
@@ -30,6 +39,10 @@ from trickbox.surgery.ledger import is_tricked as is_tricked
 from trickbox.surgery.ledger import seal as seal
 from trickbox.surgery.ledger import undo as undo
 from trickbox.surgery.ledger import undo_since as undo_since
+from trickbox.surgery.norms import NORM_KINDS as NORM_KINDS
+from trickbox.surgery.norms import MakeNorm as MakeNorm
+from trickbox.surgery.norms import exchange_norm as exchange_norm
+from trickbox.surgery.norms import norm_for as norm_for
 from trickbox.surgery.places import Places as Places
 from trickbox.surgery.sites import CONVOLUTIONS as CONVOLUTIONS
 from trickbox.surgery.sites import DROPOUTS as DROPOUTS

@@ -1,15 +1,17 @@
 """Attaching modules to a layer without touching it: its class, its keys and its identity stay.
 
 What tricks add to a module is one child named ``trickbox``, so its keys are ``conv1.trickbox.batch_norm.weight``. Two
-stateless hooks find that child on the module that they are called for; deepcopy and pickle therefore just work.
+stateless hooks find that child on the module that they are called for; deepcopy and pickle therefore just work. Where
+something acts on a function in the middle of a forward, that forward runs as the file inside.py says.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from attrs import define
@@ -17,7 +19,11 @@ from torch import Tensor, nn
 
 from trickbox.errors import SurgeryError
 from trickbox.nest import map_tensors, tensors
+from trickbox.surgery.inside import Calls, come_last, table_of, watch
 from trickbox.surgery.recompute import numbered
+
+Way = Literal["after", "before", "add", "instead"]
+"""How a child acts: on an output; on an input; added to the output, worked out from the input; as the function."""
 
 CHILD = "trickbox"
 COUNTED = "_trickbox_counted"
@@ -27,8 +33,10 @@ CLOCK = "_trickbox_clock"
 class Rank(IntEnum):
     """The order of what is stacked at one site: nearest to the layer first, whatever was installed first."""
 
+    ADAPTER = 5
     NORM = 10
     DROPOUT = 20
+    GATE = 25
     STOCHASTIC_DEPTH = 30
     SHORTCUT = 40
 
@@ -61,11 +69,15 @@ class Slot:
     name: str
     call: int
     rank: Rank
-    before: bool = False
+    way: Way = "after"
     stash: Stash | None = None
     """For a shortcut: where the input comes from, when it is not the host's own."""
-    output: int = 0
-    """On which of the host's tensors it acts, where that puts out several."""
+    tensor: int = 0
+    """On which of the inputs or outputs it acts, where there are several tensors."""
+    function: str = ""
+    """The function in the host's forward on which it acts; empty for the host itself."""
+    number: int = 0
+    """Which call of that function it is."""
 
 
 class Attachments(nn.Module):
@@ -79,12 +91,36 @@ class Attachments(nn.Module):
         """Whether a forward of the whole model is running, in which calls are numbered."""
         self.entered = 0
         self.slots: list[Slot] = []
+        self.planned: dict[tuple[int, str], int] = {}
+        """How often each call of the host calls the functions that something acts on."""
+        self.table: dict[Callable[..., Any], str] = {}
+        """Those functions, by all their spellings."""
+        self.depth = 0
+        """How many of the modules inside the host are running, one in another."""
+        self.inner: tuple[Callable[..., Any], ...] = ()
+        """The hooks by which they say so."""
+
+    def forward(self, x: Any) -> Any:
+        """*x* itself: where the host runs all its children in a row, as nn.Sequential does, this is one of them."""
+        return x
 
     def add(self, slot: Slot, child: nn.Module | None) -> None:
         """Add one child; of equal rank, the earlier is nearer to the layer."""
         if child is not None:
             self.add_module(slot.name, child)
         self.slots = sorted([*self.slots, slot], key=lambda each: each.rank)
+
+    def plan(self, slot: Slot, calls: int) -> None:
+        """Expect *calls* calls of the function of *slot*."""
+        self.planned[slot.call, slot.function] = calls
+        self.table = table_of(name for _, name in self.planned)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "table": {}}  # not all spellings of a function can be pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.table = table_of(name for _, name in self.planned)
 
     def free_name(self, name: str) -> str:
         """*name* as one word, or with a number where it is taken, also by an attribute of every module."""
@@ -95,29 +131,44 @@ class Attachments(nn.Module):
         """What the host is called with instead of *args* and *kwargs*."""
         self.entered = call = self._number()
         for slot in self.slots:
-            if slot.before and slot.call == call:
+            if slot.way == "before" and slot.call == call and not slot.function:
                 if slot.stash is not None:
-                    slot.stash.value = _first(args, kwargs)
-                    continue
-                changed = self._modules[slot.name](_first(args, kwargs))  # type: ignore[misc]
-                if args:
-                    args = (changed, *args[1:])
+                    slot.stash.value = next(tensors([args, kwargs]))
                 else:
-                    kwargs = {**kwargs, next(iter(kwargs)): changed}
+                    args, kwargs = _changed((args, kwargs), slot.tensor, self._modules[slot.name])
         return args, kwargs
 
     def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """What the host gives back instead of *output*."""
-        call = self.entered if any(slot.before for slot in self.slots) else self._number()
+        call = self.entered if any(map(_early, self.slots)) else self._number()
         for slot in self.slots:
-            if not slot.before and slot.call == call:
-                child = self._modules[slot.name]
-                if slot.rank is not Rank.SHORTCUT:
-                    output = _changed(output, slot.output, child)  # type: ignore[arg-type]
-                else:
-                    source = _first(args, kwargs) if slot.stash is None else slot.stash.take()
-                    output = _add(output, child(source))  # type: ignore[misc]
+            if slot.call == call and not slot.function:
+                output = self._output(slot, args, kwargs, output)
         return output
+
+    def change(
+        self, call: int, name: str, number: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What a function in the forward of the host gives back, with all that acts on this call of it."""
+        here = [s for s in self.slots if (s.call, s.function, s.number) == (call, name, number)]
+        for slot in here:
+            if slot.way == "before":
+                args, kwargs = _changed((args, kwargs), slot.tensor, self._modules[slot.name])
+            elif slot.way == "instead":
+                function = functools.partial(self._modules[slot.name], function)  # type: ignore[arg-type, misc]
+        output = function(*args, **kwargs)
+        for slot in here:
+            output = self._output(slot, args, kwargs, output)
+        return output
+
+    def _output(self, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """*output* as one slot leaves it."""
+        child = self._modules[slot.name] if slot.way in ("after", "add") else None
+        if child is None:
+            return output
+        if slot.way == "after":
+            return _changed(output, slot.tensor, child)
+        return _add(output, child(next(tensors([args, kwargs])) if slot.stash is None else slot.stash.take()))
 
     def _number(self) -> int:
         """Which call of the host in this forward has begun, or is repeated by activation checkpointing."""
@@ -145,18 +196,22 @@ class Attachments(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first input of a call, however it was passed."""
-    return args[0] if args else next(iter(kwargs.values()))
+def _early(slot: Slot) -> bool:
+    """Whether the host must know before its forward which call of it this is."""
+    return slot.way == "before" or bool(slot.function)
 
 
-def _changed(output: Any, number: int, child: nn.Module) -> Any:
-    """*output* with one of its tensors as *child* leaves it."""
-    if isinstance(output, Tensor):
-        return child(output)
-    one = list(tensors(output))[number]
-    changed = child(one)
-    return map_tensors(lambda tensor: changed if tensor is one else tensor, output)
+def _changed(nest: Any, number: int, child: Any) -> Any:
+    """*nest* with one of its tensors as *child* leaves it."""
+    if isinstance(nest, Tensor):
+        return child(nest)
+    seen = [0]
+
+    def each(tensor: Tensor) -> Any:
+        seen[0] += 1
+        return child(tensor) if seen[0] == number + 1 else tensor
+
+    return map_tensors(each, nest)
 
 
 def _add(output: Tensor, shortcut: Tensor) -> Tensor:
@@ -183,7 +238,10 @@ def attach(host: nn.Module, slot: Slot, child: nn.Module | None, calls: int) -> 
         found = Attachments(calls)
         host.add_module(CHILD, found)
         host.register_forward_hook(run_after, with_kwargs=True)
-    if slot.before and run_before not in host._forward_pre_hooks.values():
+        come_last(host)
+    if slot.function and not found.inner:
+        watch(host, found, run_inside)
+    if _early(slot) and run_before not in host._forward_pre_hooks.values():
         host.register_forward_pre_hook(run_before, with_kwargs=True)
     found.add(slot, child)
     found.train(host.training)
@@ -196,9 +254,19 @@ def take_off(host: nn.Module, slot: Slot) -> None:
         return
     found.slots = [other for other in found.slots if other is not slot]
     found._modules.pop(slot.name, None)
+    if found.inner and not any(other.function for other in found.slots):
+        unwatch(host, found)
     if not found.slots:
         del host._modules[CHILD]
         unhook(host, (run_before, run_after))
+
+
+def unwatch(host: nn.Module, attached: Attachments) -> None:
+    """Let *host* run its own forward again."""
+    del host.__dict__["forward"]
+    for child in host.children():
+        unhook(child, attached.inner)
+    attached.inner = ()
 
 
 def unhook(module: nn.Module, functions: tuple[Callable[..., Any], ...]) -> None:
@@ -220,6 +288,22 @@ def run_before(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def run_after(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of every host."""
     return cast(Attachments, host._modules[CHILD]).after(args, kwargs, output)
+
+
+def run_inside(host: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a host in which something acts on a function."""
+    found = cast(Attachments, host._modules[CHILD])
+    found.depth = 0  # a forward that failed may have left it anywhere
+    calls = Calls(found, found.entered)
+    with calls:
+        output = type(host).forward(host, *args, **kwargs)
+    for name, made in calls.seen.items():
+        if made != found.planned[found.entered, name]:
+            raise SurgeryError(
+                f"{type(host).__name__} called {name} {made} times in one forward, and tricks were planned for "
+                f"{found.planned[found.entered, name]}; apply them with inputs on which the model makes the same calls"
+            )
+    return output
 
 
 def stay_in_eval(module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -25,6 +25,7 @@ from trickbox.surgery.attach import (
     Rank,
     Slot,
     Stash,
+    Way,
     attach,
     attachments,
     count_forwards,
@@ -32,6 +33,7 @@ from trickbox.surgery.attach import (
     restart_calls,
     stay_in_eval,
 )
+from trickbox.surgery.branches import Branch, branch_at, branches_of
 from trickbox.surgery.draws import Clock
 from trickbox.surgery.ledger import (
     Added,
@@ -47,7 +49,7 @@ from trickbox.surgery.ledger import (
     tensor_of,
 )
 from trickbox.surgery.places import MODEL, Places, check_matched, choose, unmatched
-from trickbox.surgery.sites import DROPOUTS, NORMS, Site, site_of, sites_of
+from trickbox.surgery.sites import DROPOUTS, NORMS, Site, functions_of, site_of, sites_of
 from trickbox.surgery.tape import Event, Tape, dry, record
 
 SHOWN = 12
@@ -127,8 +129,13 @@ class Surgery:
         """The calls of modules of the given kinds, in the order of execution, without what tricks attached."""
         return [site for site in sites_of(self.model, self.tape, kinds) if not site.attached]
 
+    def functions(self, *names: str) -> list[Site]:
+        """The calls of functions in the forwards of modules, in the order of execution: all, or of these names."""
+        sites = functions_of(self.model, self.tape)
+        return [site for site in sites if not names or site.function in names]
+
     def site_of(self, event: Event) -> Site:
-        """The site of a module's call that is on the tape."""
+        """The site of a call that is on the tape."""
         return site_of(self.model, self.tape, event)
 
     @property
@@ -141,6 +148,24 @@ class Surgery:
     def head(self) -> Site:
         """The last weight layer that makes an output. Raises `NoEffectError` where there is none."""
         return self.require(self.anatomy.heads, "a layer that makes the outputs")[-1]
+
+    def branches(self, at: Places | None, not_at: Places | None) -> list[Branch]:
+        """The residual branches, the model's own and those that tricks made, at *at* and not at *not_at*.
+
+        A branch is named by its block, by the module that makes what is added, or by the sum: ``block:add[1]``.
+        """
+        found = branches_of(self.model, self.tape, self.anatomy)
+        made = [e for e in ledger(self.model).edits if isinstance(e, Added) and e.slot.rank is Rank.SHORTCUT]
+        hosts = {id(edit.host): edit.slot.call for edit in made if edit.slot.way == "add"}
+        found += [branch_at(s) for s in self.sites(nn.Module) if hosts.get(id(s.module)) == s.call]
+        sites = list({site.label: site for branch in found for site in branch.sites}.values())
+        named = {site.label for site in self.choose(sites, sites, at, None)}
+        kept = {site.label for site in self.choose(sites, sites, None, not_at)}
+        return [
+            branch
+            for branch in found
+            if any(site.label in named for site in branch.sites) and all(site.label in kept for site in branch.sites)
+        ]
 
     def choose(
         self, default: Sequence[Site], among: Sequence[Site], at: Places | None, not_at: Places | None
@@ -155,8 +180,8 @@ class Surgery:
         return choose(default if at is None else among, at, not_at)
 
     def _refuse(self, setting: str, places: Places | None, among: Sequence[Site]) -> None:
-        found = {(site.path, site.call) for site in among}
-        others = [site for site in self.sites(nn.Module) if (site.path, site.call) not in found]
+        found = {site.label for site in among}
+        others = [site for site in (*self.sites(nn.Module), *self.functions()) if site.label not in found]
         named = self.model.named_modules(remove_duplicate=False)
         idle = {path: m for path, m in named if not self.tape.calls(path) and f".{CHILD}." not in f".{path}."}
         kind = "weight layers" if among and all(site in self.anatomy.layers for site in among) else ""
@@ -197,19 +222,48 @@ class Surgery:
 
     def insert(self, site: Site, child: nn.Module, rank: Rank) -> None:
         """Let *child* change the output of *site*; of several children the lowest rank comes first."""
-        self._attach(site, child, rank)
+        self._attach(site, child, rank, "after", self.tape.used(site.event))
 
-    def insert_before(self, site: Site, child: nn.Module, rank: Rank) -> None:
-        """Let *child* change the first input of *site*."""
-        self._attach(site, child, rank, before=True)
+    def insert_before(self, site: Site, child: nn.Module, rank: Rank, tensor: int = 0) -> None:
+        """Let *child* change an input of *site*: the first tensor that goes in, or the one of that number."""
+        if site.function and tensor == 0 and site.event.in_place:
+            raise SurgeryError(
+                f"{self.acting}: {site.label} changes its first input in place, so it can only act after"
+            )
+        self._attach(site, child, rank, "before", tensor)
+
+    def insert_instead(self, site: Site, child: nn.Module, rank: Rank) -> None:
+        """Let *child* do the work of a function that a forward calls: ``child(function, *args, **kwargs)``."""
+        self._attach(site, child, rank, "instead")
+
+    def insert_in(self, branch: Branch, child: nn.Module, rank: Rank) -> None:
+        """Let *child* change what a residual branch adds."""
+        if branch.place.function:
+            self.insert_before(branch.place, child, rank, branch.tensor)
+        else:
+            self._attach(branch.place, child, rank, "after", branch.tensor)
+
+    def replacement(self, site: Site) -> nn.Module | None:
+        """What does the work of a function already, or None."""
+        found, here = attachments(site.module), (site.host_call, site.function, site.call)
+        slots = [slot for slot in found.slots if slot.way == "instead"] if found else []
+        name = next((slot.name for slot in slots if (slot.call, slot.function, slot.number) == here), None)
+        return None if found is None or name is None else found._modules[name]
+
+    def add(self, site: Site, path: nn.Module, rank: Rank) -> None:
+        """Add ``path(input)`` to the output of *site*; shapes must be equal, nothing broadcasts.
+
+        The same *path* added at several calls of a module is one child, which they share.
+        """
+        self._attach(site, path, rank, "add")
 
     def shortcut(self, first: Site, last: Site, path: nn.Module) -> None:
         """Add ``path(input of first)`` to the output of *last*; shapes must be equal, nothing broadcasts."""
         stash = None
         if (first.path, first.call) != (last.path, last.call):
             stash = Stash()
-            self._add(first, Slot("stash", first.call, Rank.SHORTCUT, True, stash), None)
-        self._attach(last, path, Rank.SHORTCUT, stash=stash)
+            self._add(first, Slot("stash", first.call, Rank.SHORTCUT, "before", stash), None)
+        self._attach(last, path, Rank.SHORTCUT, "add", stash=stash)
 
     def convert(self, site: Site, module: nn.Module) -> None:
         """Replace the layer at *site* everywhere it is used; the new one must put out the same shapes."""
@@ -248,17 +302,27 @@ class Surgery:
     def freeze(self, path: str) -> None:
         """Stop training everything under *path*; its norms and dropouts stay in eval mode whatever is called."""
         part = self.model.get_submodule(path)
+        resting = (*NORMS, *DROPOUTS, nn.MultiheadAttention)
+        self._freeze(
+            path, dict(part.named_parameters()), {n: m for n, m in part.named_modules() if isinstance(m, resting)}
+        )
+
+    def hold(self, path: str) -> None:
+        """Stop training the parameters of one module itself, and its running statistics; what is inside it goes on."""
+        module = self.model.get_submodule(path)
+        statistics = getattr(module, "running_mean", None) is not None
+        self._freeze(path, dict(module.named_parameters(recurse=False)), {"": module} if statistics else {})
+
+    def _freeze(self, path: str, parameters: dict[str, nn.Parameter], resting: dict[str, nn.Module]) -> None:
+        """Stop training *parameters*, and keep the modules *resting* in eval mode; both by their names under *path*."""
         prefix = f"{path}." if path else ""
-        trained = [prefix + name for name, p in part.named_parameters() if p.requires_grad]
-        for parameter in part.parameters():
+        trained = [prefix + name for name, p in parameters.items() if p.requires_grad]
+        for parameter in parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
         kept, following = [], []
-        for name, module in part.named_modules():
-            if (
-                isinstance(module, (*NORMS, *DROPOUTS, nn.MultiheadAttention))
-                and stay_in_eval not in module._forward_pre_hooks.values()
-            ):
+        for name, module in resting.items():
+            if stay_in_eval not in module._forward_pre_hooks.values():
                 module.register_forward_pre_hook(stay_in_eval)
                 kept.append((prefix + name).rstrip("."))
                 if module.training == self.model.training:
@@ -275,27 +339,39 @@ class Surgery:
         assert clock_of(self.model) is clock, "a run takes over the clock that it finds"
 
     def _attach(
-        self, site: Site, child: nn.Module, rank: Rank, *, before: bool = False, stash: Stash | None = None
+        self, site: Site, child: nn.Module, rank: Rank, way: Way, tensor: int = 0, stash: Stash | None = None
     ) -> None:
-        name = self.acting if site.call == 0 else f"{self.acting}_call{site.call}"
-        name = (attachments(site.module) or Attachments(site.calls)).free_name(name)
+        there = attachments(site.module) or Attachments(1)
+        shared = next((name for name, other in there.named_children() if other is child), None)
+        slot = Slot(shared or self._free_name(site), site.host_call, rank, way, stash, tensor, site.function)
+        slot.number = site.call if site.function else 0
         child.to(_device_of(self.model))
-        output = 0 if before else self.tape.used(site.event)
-        self._add(site, Slot(name, site.call, rank, before, stash, output), child)
-        shape = site.input_shape if before else site.event.output_shapes[output]
-        where = "before" if before else "after"
-        self.note(f"{where} {site.label}", f"{type(child).__name__}({child.extra_repr()}) on {shape}", _count(child))
+        self._add(site, slot, child)
+        shapes = site.event.input_shapes if way == "before" else site.event.output_shapes
+        where = {"add": "after"}.get(way, way)
+        what = f"{type(child).__name__}({child.extra_repr()}) on {shapes[tensor]}"
+        self.note(f"{where} {site.label}", what, 0 if shared else _count(child))
+
+    def _free_name(self, site: Site) -> str:
+        """The name of the next child at *site*: the trick's, with the call and the function where there are several."""
+        parts = [self.acting, site.function, str(site.call) if site.function and site.calls > 1 else ""]
+        parts.append(f"call{site.host_call}" if site.host_call else "")
+        name = "_".join(part for part in parts if part)
+        return (attachments(site.module) or Attachments(1)).free_name(name)
 
     def _add(self, site: Site, slot: Slot, child: nn.Module | None) -> None:
-        attach(site.module, slot, child, site.calls)
+        calls = self.tape.calls(site.path)
+        attach(site.module, slot, child, calls)
         ledger(self.model).edits.append(Added(site.module, slot))
-        if site.calls > 1:
+        found = attachments(site.module)
+        assert found is not None
+        if site.function:
+            found.plan(slot, site.calls)
+        if calls > 1:
             counted = self.model.__dict__.setdefault(COUNTED, [])
             if not counted:
                 self.model.register_forward_pre_hook(restart_calls)
                 self.model.register_forward_hook(end_calls)
-            found = attachments(site.module)
-            assert found is not None
             if found not in counted:
                 counted.append(found)
                 ledger(self.model).edits.append(Counting(found))

@@ -7,8 +7,11 @@ A *place* is one of
   ``(model)`` is the model itself. One of several calls is named with its number, ``pool[1]``; without a number all
   calls are meant
 - a class, for the modules that are instances of it
-- a class by its name, after a colon: ``:Linear``, ``:_BatchNorm``. The class of the module, or a base, has this name
-- a predicate: a function of a `Site`
+- a class by its name, after a colon: ``:Linear``, ``:_BatchNorm``. The class of the module, or a base, has this name.
+  Or a function that a forward calls: ``:softmax``; one of several calls with its number, ``:add[1]``
+- both, a path and a name: ``encoder.**:Linear``, ``blocks.*.attn:softmax``. The path of a function is that of the
+  module in whose own forward it is called
+- a predicate: a function of a `Site`, which is asked about modules alone
 
 and *places* are one of these, or a list of them: any of them.
 
@@ -160,6 +163,8 @@ def _listed(places: Places | None) -> list[Place]:
 
 
 def _matches(place: Place, site: Site) -> bool:
+    if site.function:
+        return isinstance(place, str) and _means_function(place, site)
     if isinstance(place, (str, type)):
         return _means(place, site.module, site.path, site.label)
     return bool(place(site))
@@ -168,8 +173,20 @@ def _matches(place: Place, site: Site) -> bool:
 def _means(place: str | type, module: nn.Module, path: str, label: str = "") -> bool:
     if isinstance(place, type):
         return isinstance(module, place)
-    if place.startswith(":"):
-        return place[1:] in _classes(module)
+    where, colon, kind = place.rpartition(":")
+    if colon and kind not in _classes(module):
+        return False
+    return _is_at(where if colon else place, path, label) or place == f":{kind}"
+
+
+def _means_function(place: str, site: Site) -> bool:
+    where, colon, kind = place.rpartition(":")
+    name, _, number = kind.rstrip("]").partition("[")
+    named = bool(colon) and name == site.function and number in ("", str(site.call))
+    return place == site.label or (named and (not where or _is_at(where, site.path, "")))
+
+
+def _is_at(place: str, path: str, label: str) -> bool:
     return place in (label, path or MODEL) or _fits(place, path)
 
 
@@ -185,6 +202,10 @@ def _fits(pattern: str, path: str) -> bool:
     return len(parts) in reached
 
 
+def _kind(site: Site) -> str:
+    return "a function" if site.function else type(site.module).__name__
+
+
 def _classes(module: nn.Module) -> list[str]:
     return [cls.__name__ for cls in type(module).__mro__]
 
@@ -198,11 +219,14 @@ def _fault(place: Any) -> str:
 
 
 def _fault_of_text(place: str) -> str:
-    if place.startswith(":"):
-        return "" if place[1:].isidentifier() else "a colon and the bare name of a class, such as ':Linear'"
+    where, colon, kind = place.rpartition(":")
+    if colon and not re.fullmatch(r"[^\W\d]\w*(\[\d+\])?", kind):
+        return "a colon and the bare name of a class or a function, such as ':Linear' or ':add[1]'"
     if place.endswith("()"):
         return "the predicate itself, of which a record holds the name only"
-    return "" if all(place.split(".")) else f"a path without empty parts, {MODEL!r} for the model itself"
+    path = where if colon else place
+    whole = all(path.split(".")) or (colon and not path)
+    return "" if whole else f"a path without empty parts, {MODEL!r} for the model itself"
 
 
 # -- what an error shows ---------------------------------------------------------------------------------------------
@@ -212,7 +236,7 @@ def _why_not(place: Place, sites: list[Site], others: list[Site], idle: Mapping[
     """Why a trick cannot act at a place that the model has; empty where it has none such, and for predicates."""
     if not isinstance(place, (str, type)):
         return ""
-    if there := [f"{site.label} ({type(site.module).__name__})" for site in others if _matches(place, site)]:
+    if there := [f"{site.label} ({_kind(site)})" for site in others if _matches(place, site)]:
         return f"it cannot act at {_some(there)}"
     called = {id(site.module): site.path or MODEL for site in (*sites, *others)}
     silent = [(path, module) for path, module in idle.items() if _means(place, module, path)]
@@ -221,6 +245,11 @@ def _why_not(place: Place, sites: list[Site], others: list[Site], idle: Mapping[
     if never := [f"{path} ({type(module).__name__})" for path, module in silent]:
         return f"the model never calls {_some(never)}"
     return ""
+
+
+def _names(site: Site) -> list[str]:
+    """The names that may follow a colon, but for the one that all modules share."""
+    return [site.function] if site.function else _classes(site.module)[:-1]
 
 
 def _refused(place: Place, why: str, sites: list[Site], kind: str) -> str:
@@ -239,7 +268,8 @@ def _in_vain(place: Place, sites: list[Site], kind: str) -> str:
         return f"the predicate is true for none of {len(sites)} {kind or 'sites'}, got {wanted!r}"
     if wanted.startswith(":"):
         what = "no module is of this class"
-        names = [f":{name}" for site in sites for name in _classes(site.module)[:-1]]
+        what += ", and no function of this name is called" if any(site.function for site in sites) else ""
+        names = [f":{name}" for site in sites for name in _names(site)]
     else:
         what, names = "no path matches", [site.label for site in sites]
     hint = near(wanted, names + _patterns(wanted, [site.path for site in sites if site.path]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from trickbox.surgery.attach import CHILD, Attachments, Rank, attachments
@@ -47,21 +47,40 @@ _CASTS = ("to", "float", "double", "half", "bfloat16", "pad")
 
 @frozen
 class Site:
-    """One call of one module: the path, the call's number, and what went in and out."""
+    """One call of one module, or of a function in its forward: where, the call's number, what went in and out."""
 
     path: str
+    """The path of the module; for a function, of the one whose forward calls it."""
     call: int
     module: nn.Module
     event: Event
     calls: int
-    """How often the module is called in one forward."""
+    """How often the module is called in one forward; for a function, how often that forward calls it."""
     attached: bool = False
     """Whether a trick attached this module, or something around it."""
+    host_calls: int = 1
+    """For a function: how often the module is called whose forward calls it."""
+
+    @property
+    def function(self) -> str:
+        """The name of the function; empty for a module."""
+        return "" if self.event.is_module else self.event.name
+
+    @property
+    def host_call(self) -> int:
+        """Which call of the module this is, or lies in."""
+        return self.event.call if self.function else self.call
 
     @property
     def label(self) -> str:
-        """The path, with the call's number where there are several: ``pool[1]``; ``(model)`` for the model itself."""
+        """The path, with the call's number where there are several: ``pool[1]``; ``(model)`` for the model itself.
+
+        A function follows the path of its module after a colon: ``encoder.attention:softmax``, ``block:add[1]``.
+        """
         name = self.path or "(model)"
+        if self.function:
+            host = f"{name}[{self.event.call}]" if self.host_calls > 1 else name
+            name = f"{host}:{self.function}"
         return f"{name}[{self.call}]" if self.calls > 1 else name
 
     @property
@@ -84,6 +103,40 @@ def sites_of(model: nn.Module, tape: Tape, kinds: tuple[type, ...]) -> list[Site
         for event in tape.modules()
         if isinstance(modules.get(event.path), kinds)
     ]
+
+
+def functions_of(model: nn.Module, tape: Tape) -> list[Site]:
+    """The calls of functions in the forwards of the model's own modules, in the order of execution.
+
+    Also the one in which a recurrent layer of torch does its work, such as ``lstm``.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> class Net(nn.Module):
+    ...     def forward(self, x):
+    ...         return (x.relu() + torch.relu(-x)).sum(1)
+    >>> net = Net()
+    >>> [site.label for site in functions_of(net, record(net, torch.zeros(4, 2)))]
+    ['(model):relu[0]', '(model):neg', '(model):relu[1]', '(model):add', '(model):sum']
+    """
+    modules = dict(model.named_modules())
+    events = [e for e in tape.events if e.path in modules and f".{CHILD}." not in f".{e.path}."]
+    found = ((modules[event.path], event) for event in events)
+    return [
+        _function(host, tape, _recurrence(host, event) if event.is_module else event)
+        for host, event in found
+        if not event.is_module or isinstance(host, nn.RNNBase)
+    ]
+
+
+def _recurrence(layer: nn.Module, event: Event) -> Event:
+    """The call of the function in which a recurrent layer of torch does its work, of which the tape holds no event."""
+    return evolve(event, is_module=False, name=str(layer.mode).lower())
+
+
+def _function(host: nn.Module, tape: Tape, event: Event) -> Site:
+    several = max(tape.calls_inside(event.path, event.call, event.name), 1)
+    return Site(event.path, event.nth, host, event, several, host_calls=max(tape.calls(event.path), 1))
 
 
 def activation_after(tape: Tape, event: Event) -> str | None:
@@ -132,7 +185,9 @@ def norm_after(model: nn.Module, tape: Tape, event: Event) -> Site | None:
 
 
 def site_of(model: nn.Module, tape: Tape, event: Event) -> Site:
-    """The site of a module's call that is on the tape."""
+    """The site of a call that is on the tape."""
+    if not event.is_module:
+        return _function(model.get_submodule(event.path), tape, event)
     return Site(event.path, event.call, model.get_submodule(event.path), event, tape.calls(event.path))
 
 

@@ -27,6 +27,7 @@ from trickbox.nest import call, tensors
 from trickbox.streams import forked
 from trickbox.surgery.attach import CHILD, CLOCK
 from trickbox.surgery.draws import Clock
+from trickbox.surgery.inside import name_of
 
 Shape = tuple[int, ...]
 
@@ -54,6 +55,10 @@ class Event:
     """The event's place on the tape."""
     last: int
     """The place of the last event inside it; its own where there is none."""
+    nth: int = 0
+    """For a function: how many calls of it came before in the same forward of the module at `path`."""
+    in_place: bool = False
+    """Whether a function changes its first input, and its caller goes on with that."""
 
 
 @define(slots=False)
@@ -77,6 +82,10 @@ class Tape:
     def calls(self, path: str) -> int:
         """How often the module at *path* is called in one forward."""
         return self._calls[path]
+
+    def calls_inside(self, path: str, call: int, function: str) -> int:
+        """How often one call of the module at *path* calls *function* in its own forward."""
+        return self._functions[path, call, function]
 
     def inside(self, event: Event) -> list[Event]:
         """The events of the user's model that lie inside the call of a container."""
@@ -132,6 +141,10 @@ class Tape:
         return Counter(event.path for event in self.modules())
 
     @cached_property
+    def _functions(self) -> Counter[tuple[str, int, str]]:
+        return Counter((event.path, event.call, event.name) for event in self.events if not event.is_module)
+
+    @cached_property
     def _consumers(self) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for event in self.events:
@@ -145,6 +158,7 @@ class _Recorder(TorchFunctionMode):
     events: list[Event | None] = field(factory=list)
     stack: list[tuple[str, nn.Module, int]] = field(factory=list)
     counts: dict[str, int] = field(factory=dict)
+    functions: dict[tuple[str, int, str], int] = field(factory=dict)
     numbers: Any = field(factory=WeakIdKeyDictionary)
     """A number for every tensor that lives; the tape keeps none of them alive."""
     _next: Iterator[int] = field(factory=itertools.count)
@@ -158,9 +172,11 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         made = args[0] if func is Tensor.__setitem__ else result
         if any(True for _ in tensors(made)) and not self._inside_leaf():
-            name = getattr(func, "__name__", str(func)).strip("_")
             path = self.stack[-1][0] if self.stack else ""
-            self.events.append(self._event(path, 0, name, False, [args, kwargs or {}], made, len(self.events)))
+            key = path, self.counts.get(path, 0), name_of(func)
+            self.functions[key] = nth = self.functions.get(key, -1) + 1
+            event = self._event(*key, False, [args, kwargs or {}], made, len(self.events), nth)
+            self.events.append(evolve(event, in_place=True) if _is_in_place(func) else event)
         return result
 
     def enter(self, path: str, module: nn.Module) -> None:
@@ -182,7 +198,9 @@ class _Recorder(TorchFunctionMode):
             found = self.numbers[tensor] = next(self._next)
         return found  # type: ignore[no-any-return]
 
-    def _event(self, path: str, call: int, name: str, is_module: bool, inputs: Any, output: Any, place: int) -> Event:
+    def _event(
+        self, path: str, call: int, name: str, is_module: bool, inputs: Any, output: Any, place: int, nth: int = 0
+    ) -> Event:
         ins, outs = list(tensors(inputs)), list(tensors(output))
         return Event(
             path,
@@ -196,6 +214,7 @@ class _Recorder(TorchFunctionMode):
             floating=bool(ins) and (ins[0].is_floating_point() or ins[0].is_complex()),
             number=place,
             last=max(place, len(self.events) - 1),
+            nth=nth,
         )
 
     def _inside_leaf(self) -> bool:
@@ -205,6 +224,12 @@ class _Recorder(TorchFunctionMode):
         module = self.stack[-1][1]
         own_children = [name for name, _ in module.named_children() if name != CHILD]
         return type(module).__module__.startswith("torch.nn") and not own_children
+
+
+def _is_in_place(function: Callable[..., Any]) -> bool:
+    """Whether a function is a method such as ``add_``, after which its caller goes on with the changed tensor."""
+    name = getattr(function, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
 
 
 def record(

@@ -1,0 +1,155 @@
+"""Attention: which calls of a model weigh values by probabilities, and the same calls with the probabilities open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trickbox.surgery.sites import Site, functions_of, sites_of
+from trickbox.surgery.tape import Event, Tape
+
+FUSED = ("scaled_dot_product_attention", "multi_head_attention_forward")
+"""Functions that make the probabilities inside."""
+_PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
+_PASSED = ("dropout", "to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "identity")
+"""Names between the probabilities and the values, in lower case."""
+
+Probabilities = Callable[[Tensor], Tensor]
+
+
+def attentions(model: nn.Module, tape: Tape) -> list[Site]:
+    """The calls that make the probabilities of an attention, in the order of execution.
+
+    A function that is `FUSED`, or a softmax, function or module, over the product of queries and keys.
+
+    >>> from trickbox.surgery.tape import record
+    >>> net = nn.MultiheadAttention(4, 2)
+    >>> x = torch.zeros(3, 1, 4)
+    >>> [site.label for site in attentions(net, record(net, (x, x, x)))]
+    ['(model):multi_head_attention_forward']
+    """
+    made = {tensor: event for event in tape.events if not tape.holds_others(event) for tensor in event.outputs}
+    found = [
+        site for site in functions_of(model, tape) if site.function in FUSED or _is_softmax(tape, site.event, made)
+    ]
+    found += [s for s in sites_of(model, tape, (nn.Softmax,)) if not s.attached and _is_softmax(tape, s.event, made)]
+    return sorted(found, key=lambda site: site.event.number)
+
+
+def _is_softmax(tape: Tape, event: Event, made: dict[int, Event]) -> bool:
+    """Whether a softmax turns a product into the weights of another product."""
+    return event.name.lower() == "softmax" and _weighs(tape, event) and _is_product(event, made)
+
+
+def _weighs(tape: Tape, event: Event) -> bool:
+    for later in tape.following(event):
+        if not tape.holds_others(later) and later.name.lower() not in _PASSED:
+            return later.name in _PRODUCTS
+    return False
+
+
+def _is_product(event: Event, made: dict[int, Event]) -> bool:
+    """Whether the scores that go into a softmax come from a product, through scaling and masks, not through weights."""
+    while event.inputs and event.inputs[0] in made:
+        event = made[event.inputs[0]]
+        if event.name in _PRODUCTS:
+            return True
+        if event.is_module:
+            return False
+    return False
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    probabilities: Probabilities,
+) -> Tensor:
+    """`F.scaled_dot_product_attention` with the *probabilities* changed; its own dropout is left out.
+
+    Cost: the matrix of probabilities is held in memory, (..., L, S), as no fused kernel does.
+
+    >>> q, k, v = torch.randn(3, 2, 5, 4)
+    >>> torch.allclose(attend(q, k, v, probabilities=lambda p: p), F.scaled_dot_product_attention(q, k, v), atol=1e-6)
+    True
+    """
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        masked = attn_mask.dtype is torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if masked else scores + attn_mask
+    return probabilities(scores.softmax(-1)) @ value
+
+
+def attend_with_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: None,
+    bias_v: None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    *,
+    probabilities: Probabilities,
+    need_weights: bool = True,
+    average_attn_weights: bool = True,
+    key_padding_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    **weights: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """`F.multi_head_attention_forward` with the *probabilities* changed; its own dropout is left out.
+
+    Without `bias_k`, `add_zero_attn` and static keys, which `nn.MultiheadAttention` has where it is asked for them.
+    """
+    kept: list[Tensor] = []
+    names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    projections = [weights[name] for name in names] if use_separate_proj_weight else in_proj_weight.chunk(3)  # type: ignore[union-attr]
+    biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    made = (F.linear(x, w, b) for x, w, b in zip((query, key, value), projections, biases, strict=True))
+    q, k, v = (x.reshape(*x.shape[:-1], heads, -1).movedim(0, -2) for x in made)
+
+    def keep(drawn: Tensor) -> Tensor:
+        kept.append(probabilities(drawn))
+        return kept[0]
+
+    mixed = attend(q, k, v, _mask(attn_mask, key_padding_mask, q), probabilities=keep)
+    output = F.linear(mixed.movedim(-2, 0).flatten(-2), out_proj_weight, out_proj_bias)
+    shown = kept[0].mean(-3) if average_attn_weights else kept[0]
+    return output, shown if need_weights else None
+
+
+def _mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """Both masks of a multi-head attention as one that is added to the scores (N, heads, L, S)."""
+    if attn_mask is not None:
+        attn_mask = _added(attn_mask, q)
+        if attn_mask.ndim == 3 and q.ndim == 4:
+            attn_mask = attn_mask.reshape(*q.shape[:2], *attn_mask.shape[1:])
+    if key_padding_mask is None:
+        return attn_mask
+    padding = _added(key_padding_mask, q)[..., None, None, :]
+    return padding if attn_mask is None else attn_mask + padding
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf) if mask.dtype is torch.bool else mask

@@ -1,0 +1,95 @@
+"""The residual branches of a model, its own and those that tricks made, and where something can act on each."""
+
+from __future__ import annotations
+
+from attrs import frozen
+from torch import nn
+
+from trickbox.surgery.anatomy import Anatomy, Join
+from trickbox.surgery.sites import Site, site_of
+from trickbox.surgery.tape import Event, Shape, Tape
+
+
+@frozen
+class Branch:
+    """What is added to the trunk at one sum."""
+
+    end: Site
+    """The last weight layer of the branch."""
+    place: Site
+    """Where something can act on the branch alone: the module that makes what is added, or the sum itself."""
+    tensor: int
+    """Which output of that module, or which input of the sum, comes from the branch."""
+    sites: tuple[Site, ...]
+    """The sites by which the branch can be named."""
+    block: str
+    """The path of the block in which it lies."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of what is added."""
+        event = self.place.event
+        return (event.input_shapes if self.place.function else event.output_shapes)[self.tensor]
+
+    @property
+    def channels(self) -> int | None:
+        """The axis of the features in what is added; None where its shape does not tell."""
+        shape, made = self.shape, self.end.output_shape
+        axis = features_of(self.end)
+        if shape == made:
+            return axis
+        same = [n for n, length in enumerate(shape) if n and length == made[axis]]
+        return same[0] if len(same) == 1 else None
+
+
+def features_of(site: Site) -> int:
+    """The axis of the features in the output of a layer: the second of a convolution, the last of any other.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> from trickbox.surgery.sites import sites_of
+    >>> net = nn.Conv1d(2, 3, 1)
+    >>> features_of(sites_of(net, record(net, torch.zeros(4, 2, 5)), (nn.Conv1d,))[0])
+    1
+    """
+    spatial = isinstance(site.module, nn.modules.conv._ConvNd)
+    return len(site.output_shape) - 1 - (len(site.module.kernel_size) if spatial else 0)  # type: ignore[arg-type]
+
+
+def branches_of(model: nn.Module, tape: Tape, anatomy: Anatomy) -> list[Branch]:
+    """The branches of the model's own residual connections that end in a weight layer, in the order of execution."""
+    return [
+        _branch(model, tape, join, event, tensor)
+        for join in anatomy.joins
+        for event, tensor in join.entries
+        if join.ends
+    ]
+
+
+def branch_at(site: Site) -> Branch:
+    """The branch that ends in the output of *site*, to which a trick adds a shortcut."""
+    return Branch(site, site, 0, (site,), site.path)
+
+
+def _branch(model: nn.Module, tape: Tape, join: Join, event: Event, tensor: int) -> Branch:
+    maker, total = _maker(tape, event, tensor), site_of(model, tape, event)
+    before = [end for end in join.ends if end.event.number < event.number]
+    end = next((e for e in before if maker is not None and maker.number <= e.event.number <= maker.last), before[-1])
+    inside = (e for e in tape.modules() if e.path == join.block and e.number < event.number <= e.last)
+    sites = [site_of(model, tape, e) for e in inside]
+    if maker is None:
+        return Branch(end, total, tensor, (*sites, total), join.block)
+    place = site_of(model, tape, maker)
+    return Branch(end, place, maker.outputs.index(event.inputs[tensor]), (*sites, place, total), join.block)
+
+
+def _maker(tape: Tape, event: Event, tensor: int) -> Event | None:
+    """The outermost module that makes an input of *event* and hands it over unchanged, to nobody else."""
+    number = event.inputs[tensor]
+    made = [e for e in tape.events[: event.number] if number in e.outputs and e.last < event.number]
+    last = max((e.number for e in made if not tape.holds_others(e)), default=-1)
+    found = next((e for e in made if e.is_module and e.number <= last <= e.last), None)
+    if found is None:
+        return None
+    others = [e for e in tape.users(found) if e.number < event.number or number not in event.outputs]
+    return None if [e for e in others if e.number != event.number] else found
