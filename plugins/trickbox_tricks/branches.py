@@ -141,7 +141,7 @@ def _branches(surgery: Surgery, at: Places | None, not_at: Places | None) -> lis
 def _drop(state: State, branch: Branch, p: float, replace: bool) -> bool:
     """Drop one branch; False, with a note, where its first axis is not that of the samples."""
     surgery = state.surgery
-    samples = next(tensors(surgery.inputs)).shape[:1]
+    samples = tuple(next(tensors(surgery.inputs)).shape[:1])
     if branch.shape[:1] != samples:
         surgery.skip(branch.place, f"the first axis of {branch.shape} is not that of the samples, {samples}")
         return False

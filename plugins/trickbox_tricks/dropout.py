@@ -247,12 +247,12 @@ class Dropout:
         if self.at is not None:
             return [], surgery.choose([], everything, self.at, self.not_at)
         before, after = _suitable(surgery) if self.where == "auto" else self._named(surgery)
-        return tuple(surgery.choose(sites, everything, None, self.not_at) for sites in (before, after))  # type: ignore[return-value]
+        kept = surgery.choose([*before, *after], everything, None, self.not_at)
+        return [site for site in before if site in kept], [site for site in after if site in kept]
 
     def _named(self, surgery: Surgery) -> tuple[list[Site], list[Site]]:
-        head = surgery.head()
         if self.where == "before_head":
-            return [head], []
+            return [surgery.head()], []
         if self.where == "after_layer":
             return [], surgery.require(_layers(surgery), "weight layers before the head")
         if self.where == "attention":

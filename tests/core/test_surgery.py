@@ -237,9 +237,10 @@ def test_of_equal_rank_the_earlier_is_nearer_to_the_layer():
     ]
 
 
-def test_the_ranks_are_adapter_norm_dropout_gate_stochastic_depth_shortcut():
+def test_the_ranks_are_from_the_layer_outwards():
     assert list(Rank) == sorted(Rank)
-    assert [rank.name for rank in Rank] == ["ADAPTER", "NORM", "DROPOUT", "GATE", "STOCHASTIC_DEPTH", "SHORTCUT"]
+    names = [rank.name for rank in Rank]
+    assert names == ["ADAPTER", "NORM", "DROPOUT", "SQUEEZE", "GATE", "STOCHASTIC_DEPTH", "SHORTCUT"]
 
 
 @pytest.mark.parametrize("name", ["train", "call", "forward", "a.b", "x#2", "weights", "slots", "stash", "1"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import re
 from typing import Any
 
 import pytest
@@ -246,12 +245,203 @@ def test_one_dropout_for_two_layers_takes_one_rate() -> None:
     assert list(dropouts(model)) == ["conv2.trickbox.dropout", "drop"]
 
 
-def test_a_functional_dropout_is_left_and_reported() -> None:
+def test_a_functional_dropout_is_replaced_bit_for_bit() -> None:
     model, x = FunctionalPools(), torch.randn(3, 1, 8)
-    assert re.search(r"\bfc .* dropout: skipped: a dropout follows", explain(model, x, [Dropout()]))
+    apply(model, [Dropout(0.4)], x)
+    assert list(dropouts(model)) == ["conv.trickbox.dropout", "trickbox.dropout_dropout"]
+    set_time(model, 3)
+    first, second = dropouts(model).values()
+    torch.manual_seed(seed_of(first, 3))
+    hidden = F.max_pool1d(F.relu(F.dropout(F.conv1d(x, model.conv.weight, model.conv.bias, padding=1), 0.4)), 2)
+    hidden = F.relu(F.linear(hidden.flatten(1), model.fc.weight, model.fc.bias))
+    torch.manual_seed(seed_of(second, 3))
+    assert torch.equal(model(x), F.linear(F.dropout(hidden, 0.4), model.head.weight, model.head.bias))
+
+
+def test_a_dropout_that_cannot_be_changed_is_left_and_reported() -> None:
     only = nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.5), nn.Linear(4, 2))
     with pytest.raises(NoEffectError, match="AlphaDropout follows"):
         apply(only, [Dropout()], torch.randn(3, 4))
+
+
+# -- inside functions --------------------------------------------------------------------------------------------------
+
+
+class HandWrittenAttention(nn.Module):
+    """The attention of the small GPT as it is written with a dropout on its probabilities."""
+
+    def __init__(self, qkv: nn.Module, proj: nn.Module, seed: int, p: float) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.seed, self.p = qkv, proj, seed, p
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (4, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(4))
+        scores = scores.masked_fill(~torch.ones(12, 12).tril().bool(), -math.inf)
+        torch.manual_seed(self.seed)
+        return self.proj((F.dropout(scores.softmax(-1), self.p) @ v).transpose(1, 2).flatten(2))
+
+
+def test_the_probabilities_of_a_small_gpt_are_dropped_as_in_the_hand_written_one_bit_for_bit() -> None:
+    model, tokens = specimen("gpt")
+    expected, _ = specimen("gpt")
+    apply(model, [Dropout(0.3, where="attention")], tokens)
+    found = dropouts(model)
+    assert list(found) == [f"blocks.{i}.attn.trickbox.dropout_scaled_dot_product_attention" for i in (0, 1)]
+    set_time(model, 7)
+    for block, layer in zip(expected.blocks, found.values(), strict=True):
+        block.attn = HandWrittenAttention(block.attn.qkv, block.attn.proj, seed_of(layer, 7), 0.3)
+    outputs = [net.train()(tokens) for net in (model, expected)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    grads = dict(expected.named_parameters())
+    assert all(torch.equal(p.grad, grads[name].grad) for name, p in model.named_parameters())
+    plain, _ = specimen("gpt")
+    assert torch.equal(model.eval()(tokens), plain.eval()(tokens))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "vit", "multihead_attention", "encoder_decoder"])
+def test_every_attention_can_be_dropped_and_is_plain_in_eval_mode(name: str) -> None:
+    from trickbox.nest import call
+
+    model, x = specimen(name)
+    model.eval()
+    before = call(model, x)
+    apply(model, [Dropout(0.5, where="attention")], x)
+    torch.testing.assert_close(call(model, x), before)
+    model.train()
+    for module in model.modules():  # the model's own dropouts, which would differ from call to call
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    assert not torch.allclose(call(model, x), before, atol=1e-4)
+    undo(model)
+    assert not any("trickbox" in name or "forward" in vars(m) for name, m in model.named_modules())
+
+
+def test_multi_head_attention_is_the_formula_under_the_same_mask() -> None:
+    torch.manual_seed(1)
+    layer, x = nn.MultiheadAttention(8, 2, dropout=0.9, batch_first=True), torch.randn(3, 5, 8)
+    apply(layer, [Dropout(0.25, where="attention")], (x, x, x))
+    set_time(layer, 2)
+    (drop,) = dropouts(layer).values()
+    q, k, v = (
+        p.unflatten(-1, (2, 4)).transpose(1, 2)
+        for p in F.linear(x, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)
+    )
+    torch.manual_seed(seed_of(drop, 2))
+    probabilities = F.dropout((q @ k.mT / 2).softmax(-1), 0.25)
+    output, weights = layer(x, x, x)
+    torch.testing.assert_close(output, layer.out_proj((probabilities @ v).transpose(1, 2).flatten(2)))
+    torch.testing.assert_close(weights, probabilities.mean(1))
+
+
+def locked(x: Tensor, seed: int, p: float, time: int) -> Tensor:
+    """One mask for all times, drawn by torch's own generator."""
+    torch.manual_seed(seed)
+    shape = [1 if axis == time else length for axis, length in enumerate(x.shape)]
+    return x * torch.empty(shape).bernoulli_(1 - p).div_(1 - p)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: Any, batch_first: bool, **settings: Any) -> None:
+        super().__init__()
+        self.rnn = kind(4, 6, num_layers=2, batch_first=batch_first, **settings)
+        self.head = nn.Linear(12 if self.rnn.bidirectional else 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_two_recurrent_layers_are_the_hand_written_ones_with_locked_masks(
+    kind: Any, both: bool, batch_first: bool
+) -> None:
+    model, x = Recurrent(kind, batch_first, bidirectional=both, dropout=0.9), torch.randn(5, 5, 4)
+    apply(model, [Dropout(0.3)], x)
+    inside, behind = dropouts(model).values()
+    assert [name.rpartition(".")[2] for name in dropouts(model)] == [f"dropout_{model.rnn.mode.lower()}", "dropout"]
+    set_time(model, 4)
+    layers = [kind(size, 6, batch_first=batch_first, bidirectional=both) for size in (4, 12 if both else 6)]
+    for number, layer in enumerate(layers):
+        layer.load_state_dict(
+            {name: getattr(model.rnn, name.replace("l0", f"l{number}")) for name in layer.state_dict()}
+        )
+    hidden = locked(layers[0](x)[0], seed_of(inside, 4), 0.3, int(batch_first))
+    hidden = locked(layers[1](hidden)[0], seed_of(behind, 4), 0.3, int(batch_first))
+    output = model(x)
+    assert torch.equal(output, model.head(hidden))
+    output.sum().backward()
+    assert model.rnn.weight_hh_l0.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_last_states_and_packed_sequences_are_those_of_the_layers_one_by_one(kind: Any) -> None:
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = kind(4, 6, num_layers=2, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            out, state = self.rnn(pack_padded_sequence(x, [5, 3, 2], batch_first=True))
+            return self.head(pad_packed_sequence(out, batch_first=True)[0]), state
+
+    model, x = Packed(), torch.randn(3, 5, 4)
+    apply(model, [Dropout(0.4, at=f"rnn:{kind.__name__.lower()}")], x)
+    set_time(model, 4)
+    (inside,) = dropouts(model).values()
+    first, second = (kind(size, 6, batch_first=True) for size in (4, 6))
+    for number, layer in enumerate((first, second)):
+        layer.load_state_dict(
+            {name: getattr(model.rnn, name.replace("l0", f"l{number}")) for name in layer.state_dict()}
+        )
+    torch.manual_seed(seed_of(inside, 4))
+    mask = torch.empty(3, 6).bernoulli_(0.6).div_(0.6)
+    hidden, early = first(pack_padded_sequence(x, [5, 3, 2], batch_first=True))
+    hidden = pad_packed_sequence(hidden, batch_first=True)[0] * mask[:, None]
+    out, late = second(pack_padded_sequence(hidden, [5, 3, 2], batch_first=True))
+    found, state = model(x)
+    torch.testing.assert_close(found, model.head(pad_packed_sequence(out, batch_first=True)[0]))
+    pairs = zip(early, late, strict=True) if kind is nn.LSTM else [(early, late)]
+    states = state if kind is nn.LSTM else (state,)
+    for whole, parts in zip(states, pairs, strict=True):
+        torch.testing.assert_close(whole, torch.stack(parts) if parts[0].ndim == 2 else torch.cat(parts))
+
+
+def test_places_inside_can_be_named_and_left_out() -> None:
+    model, x = Recurrent(nn.LSTM, True), torch.randn(5, 5, 4)
+    apply(model, [Dropout(0.3, not_at="rnn:lstm")], x)
+    assert list(dropouts(model)) == ["rnn.trickbox.dropout"]
+    gpt, tokens = specimen("gpt")
+    apply(gpt, [Dropout(0.3, at=["blocks.0.mlp.1", "blocks.1.attn:scaled_dot_product_attention"])], tokens)
+    assert [name.partition(".trickbox")[0] for name in dropouts(gpt)] == ["blocks.0.mlp.1", "blocks.1.attn"]
+    with pytest.raises(ConfigError, match=r"no path matches, got 'blocks.\*.attn:sofmax'"):
+        apply(specimen("gpt2")[0], [Dropout(at="blocks.*.attn:sofmax")], tokens)
+
+
+def test_a_container_left_out_is_not_taken_for_what_is_inside_it() -> None:
+    model, x = (
+        nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4), nn.Linear(4, 2)),
+        torch.randn(3, 4),
+    )
+    with pytest.raises(ConfigError, match=r"not_at: 0 is no place where it acts, but 0.0 inside it is, .* '0.\*\*'\?"):
+        apply(model, [Dropout(not_at="0")], x)
+    apply(model, [Dropout(not_at="0.**")], x)
+    assert list(dropouts(model)) == ["1.trickbox.dropout"]
+
+
+def test_behind_a_container_that_runs_its_parts_in_a_row() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    apply(model, [Dropout(0.5, at="0")], x)
+    set_time(model, 2)
+    (drop,) = dropouts(model).values()
+    torch.manual_seed(seed_of(drop, 2))
+    assert torch.equal(model(x), model[1](F.dropout(F.relu(F.linear(x, model[0][0].weight, model[0][0].bias)), 0.5)))
 
 
 def test_functional_pools_are_named() -> None:
@@ -531,7 +721,10 @@ def test_in_a_residual_net_at_reaches_the_branches() -> None:
     [
         ("pool[2]", r"no path matches, got 'pool\[2\]'; there are .* Did you mean 'pool\[[01]\]'\?"),
         ("fc3", r"no path matches, got 'fc3'; there are .* Did you mean 'fc[12]'\?"),
-        (":MaxPool2d", r"no module is of this class, and no function .*, got ':MaxPool2d'; there are .* Did you mean ':MaxPool1d'\?"),
+        (
+            ":MaxPool2d",
+            r"no module is of this class.*, got ':MaxPool2d'; there are .* Did you mean ':MaxPool1d'\?",
+        ),
     ],
 )
 def test_a_place_that_is_not_there_is_answered_with_the_nearest(setting: str, place: str, message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trickbox.surgery.sites import Site, functions_of, sites_of
+from trickbox.surgery.sites import Site, functions_of, site_of, sites_of
 from trickbox.surgery.tape import Event, Tape
 
 FUSED = ("scaled_dot_product_attention", "multi_head_attention_forward")
@@ -41,9 +41,22 @@ def attentions(model: nn.Module, tape: Tape) -> list[Site]:
     return sorted(found, key=lambda site: site.event.number)
 
 
+def product_of(model: nn.Module, tape: Tape, attention: Site) -> Site | None:
+    """The function that multiplies the queries and keys of an attention; None where that happens out of sight."""
+    if attention.function == "scaled_dot_product_attention":
+        return attention
+    event = None if attention.function in FUSED else _product(attention.event, _makers(tape))
+    return None if event is None else site_of(model, tape, event)
+
+
+def _makers(tape: Tape) -> dict[int, Event]:
+    """What made each tensor."""
+    return {tensor: event for event in tape.events if not tape.holds_others(event) for tensor in event.outputs}
+
+
 def _is_softmax(tape: Tape, event: Event, made: dict[int, Event]) -> bool:
     """Whether a softmax turns a product into the weights of another product."""
-    return event.name.lower() == "softmax" and _weighs(tape, event) and _is_product(event, made)
+    return event.name.lower() == "softmax" and _weighs(tape, event) and _product(event, made) is not None
 
 
 def _weighs(tape: Tape, event: Event) -> bool:
@@ -53,15 +66,13 @@ def _weighs(tape: Tape, event: Event) -> bool:
     return False
 
 
-def _is_product(event: Event, made: dict[int, Event]) -> bool:
-    """Whether the scores that go into a softmax come from a product, through scaling and masks, not through weights."""
+def _product(event: Event, made: dict[int, Event]) -> Event | None:
+    """The product that the scores of a softmax come from, through scaling and masks, not through modules."""
     while event.inputs and event.inputs[0] in made:
         event = made[event.inputs[0]]
-        if event.name in _PRODUCTS:
-            return True
-        if event.is_module:
-            return False
-    return False
+        if event.name in _PRODUCTS or event.is_module:
+            return None if event.is_module else event
+    return None
 
 
 def attend(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from attrs import frozen
 from torch import nn
 
 from trickbox.surgery.anatomy import Anatomy, Join
 from trickbox.surgery.sites import Site, site_of
 from trickbox.surgery.tape import Event, Shape, Tape
+
+_TURNS = ("transpose", "permute", "t", "T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "einsum")
+"""Functions after which the features may lie on another axis."""
 
 
 @frozen
@@ -24,6 +29,8 @@ class Branch:
     """The sites by which the branch can be named."""
     block: str
     """The path of the block in which it lies."""
+    turned: bool
+    """Whether axes change places between the last layer and the sum."""
 
     @property
     def shape(self) -> Shape:
@@ -32,11 +39,16 @@ class Branch:
         return (event.input_shapes if self.place.function else event.output_shapes)[self.tensor]
 
     @property
+    def is_lost(self) -> bool:
+        """Whether nothing can act on it: what the sum adds to is changed in place, and no module makes it."""
+        return bool(self.place.function) and self.tensor == 0 and self.place.event.in_place
+
+    @property
     def channels(self) -> int | None:
         """The axis of the features in what is added; None where its shape does not tell."""
         shape, made = self.shape, self.end.output_shape
         axis = features_of(self.end)
-        if shape == made:
+        if shape == made and not self.turned:
             return axis
         same = [n for n, length in enumerate(shape) if n and length == made[axis]]
         return same[0] if len(same) == 1 else None
@@ -68,7 +80,7 @@ def branches_of(model: nn.Module, tape: Tape, anatomy: Anatomy) -> list[Branch]:
 
 def branch_at(site: Site) -> Branch:
     """The branch that ends in the output of *site*, to which a trick adds a shortcut."""
-    return Branch(site, site, 0, (site,), site.path)
+    return Branch(site, site, 0, (site,), site.path, turned=False)
 
 
 def _branch(model: nn.Module, tape: Tape, join: Join, event: Event, tensor: int) -> Branch:
@@ -77,10 +89,12 @@ def _branch(model: nn.Module, tape: Tape, join: Join, event: Event, tensor: int)
     end = next((e for e in before if maker is not None and maker.number <= e.event.number <= maker.last), before[-1])
     inside = (e for e in tape.modules() if e.path == join.block and e.number < event.number <= e.last)
     sites = [site_of(model, tape, e) for e in inside]
+    way = takewhile(lambda e: e.number < event.number, tape.following(end.event))
+    turned = any(e.name in _TURNS for e in way)
     if maker is None:
-        return Branch(end, total, tensor, (*sites, total), join.block)
+        return Branch(end, total, tensor, (*sites, total), join.block, turned)
     place = site_of(model, tape, maker)
-    return Branch(end, place, maker.outputs.index(event.inputs[tensor]), (*sites, place, total), join.block)
+    return Branch(end, place, maker.outputs.index(event.inputs[tensor]), (*sites, place, total), join.block, turned)
 
 
 def _maker(tape: Tape, event: Event, tensor: int) -> Event | None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode, get_overridable_functions
+from torch.overrides import TorchFunctionMode, get_ignored_functions, get_overridable_functions
 
 from trickbox.errors import SurgeryError
 
@@ -31,7 +31,7 @@ def name_of(function: Callable[..., Any]) -> str:
 @functools.cache
 def _named() -> dict[str, list[Callable[..., Any]]]:
     found: dict[str, list[Callable[..., Any]]] = {}
-    for function in itertools.chain.from_iterable(get_overridable_functions().values()):
+    for function in itertools.chain(*get_overridable_functions().values(), get_ignored_functions()):
         found.setdefault(name_of(function), []).append(function)
     return found
 
@@ -76,8 +76,8 @@ def _region() -> tuple[bool, bool]:
     return torch.is_grad_enabled(), torch._C._autograd._top_saved_tensors_default_hooks(False) is None
 
 
-def watch(host: nn.Module, attached: Any, forward: Callable[..., Any]) -> None:
-    """Let *forward* run instead of the forward of *host*, and let the modules inside it say when they run.
+def watch(host: nn.Module, attached: Any, forward: Callable[..., Any], inner: Iterable[nn.Module]) -> None:
+    """Let *forward* run instead of the forward of *host*, and let the modules that it calls say when they run.
 
     Raises `SurgeryError` for a module whose forward somebody else has put in its place already.
     """
@@ -86,11 +86,17 @@ def watch(host: nn.Module, attached: Any, forward: Callable[..., Any]) -> None:
             f"{type(host).__name__} has a forward that was set on the object, so functions inside it cannot be reached"
         )
     host.forward = functools.partial(forward, host)
-    attached.inner = (functools.partial(_enter, attached), functools.partial(_leave, attached))
-    for child in host._modules.values():
-        if child is not None and child is not attached:
-            child.register_forward_pre_hook(attached.inner[0], prepend=True)
-            child.register_forward_hook(attached.inner[1])
+    attached.hooks = (functools.partial(_enter, attached), functools.partial(_leave, attached))
+    attached.inner = [module for module in inner if module is not host]
+    for module in attached.inner:
+        _say(module, *attached.hooks)
+
+
+def stand_in(old: nn.Module, new: nn.Module) -> None:
+    """Let *new*, which takes the place of *old*, say when it runs where *old* does."""
+    for before, after in zip(_hooks(old._forward_pre_hooks, _enter), _hooks(old._forward_hooks, _leave), strict=True):
+        if before not in new._forward_pre_hooks.values():
+            _say(new, before, after)
 
 
 def come_last(module: nn.Module) -> None:
@@ -98,6 +104,15 @@ def come_last(module: nn.Module) -> None:
     hooks = cast("OrderedDict[int, Callable[..., Any]]", module._forward_hooks)
     for key in [key for key, hook in hooks.items() if getattr(hook, "func", None) is _leave]:
         hooks.move_to_end(key)
+
+
+def _say(module: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> None:
+    module.register_forward_pre_hook(before, prepend=True)
+    module.register_forward_hook(after)
+
+
+def _hooks(of: dict[int, Callable[..., Any]], function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    return [hook for hook in of.values() if getattr(hook, "func", None) is function]
 
 
 def _enter(attached: Any, module: nn.Module, args: Any) -> None:

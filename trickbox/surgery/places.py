@@ -119,6 +119,19 @@ def check_matched(
         raise ConfigError(f"{trick_name}: {setting}: {told}")
 
 
+def check_not_around(trick_name: str, not_at: Places, default: Iterable[Site], among: Iterable[Site]) -> None:
+    """Raise `ConfigError` where *not_at* names a container, and not the *default* places inside it that were meant."""
+    default = list(default)
+    for place in unmatched(not_at, default):
+        for outer in (site for site in among if not site.function and _matches(place, site)):
+            inside = [site for site in default if site.path.startswith(f"{outer.path}." if outer.path else "")]
+            if inside:
+                raise ConfigError(
+                    f"{trick_name}: not_at: {outer.label} is no place where it acts, but {inside[0].label} inside it "
+                    f"is, got {to_json(place)!r}. Did you mean {f'{outer.path}.**' if outer.path else '**'!r}?"
+                )
+
+
 def to_json(places: Any) -> Any:
     """The JSON form of places: a list stays a list, a class becomes ``:Name``, a predicate ``module.function()``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from attrs import evolve, frozen
@@ -139,28 +140,57 @@ def _function(host: nn.Module, tape: Tape, event: Event) -> Site:
     return Site(event.path, event.nth, host, event, several, host_calls=max(tape.calls(event.path), 1))
 
 
-def activation_after(tape: Tape, event: Event) -> str | None:
-    """The activation that really follows, through pools, norms and reshapes; None where none does.
+def element_of(model: nn.Module, path: str) -> str:
+    """The innermost element of a list of modules of its kind that *path* lies in, or *path* itself.
 
-    The name is one that `torch.nn.init.calculate_gain` knows; GELU, SiLU, ELU and their kin count as ``relu``.
+    >>> element_of(nn.Sequential(nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(3, 2))), "1.0")
+    '1'
+    """
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        inner, outer = ".".join(parts[:length]), ".".join(parts[: length - 1])
+        element, parent = model.get_submodule(inner), model.get_submodule(outer)
+        alike = sum(type(child) is type(element) for child in parent.children())
+        is_list = isinstance(parent, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
+        if is_list and alike > 1 and any(True for _ in element.children()):
+            return inner
+    return path
+
+
+def gain_after(model: nn.Module, tape: Tape, event: Event) -> float:
+    """The gain of the activation that really follows, through pools, norms and reshapes; 1 where none does.
+
+    As of `torch.nn.init.calculate_gain`; GELU, SiLU, ELU and their kin count as ReLU. The slope of a leaky ReLU is that
+    of its module; of a function, whose arguments are on no tape, it counts as 0.01.
 
     >>> import torch
     >>> from trickbox.surgery.tape import record
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
     >>> tape = record(net, torch.zeros(4, 2))
-    >>> [activation_after(tape, event) for event in tape.modules() if event.name == "Linear"]
-    ['tanh', None]
+    >>> [round(gain_after(net, tape, event), 3) for event in tape.modules() if event.name == "Linear"]
+    [1.667, 1.0]
     """
     for later in tape.following(event):
         if tape.holds_others(later):
             continue
         name = later.name.lower().replace("_", "")
         if name in _ACTIVATIONS:
-            return _ACTIVATIONS[name]
+            slope = _slope(model.get_submodule(later.path)) if later.is_module else None
+            return nn.init.calculate_gain(_ACTIVATIONS[name], slope)  # type: ignore[arg-type]
         transparent = name in _CASTS or any(part in name for part in _TRANSPARENT)
         if "conv" in name or not transparent:
-            return None
-    return None
+            break
+    return 1.0
+
+
+def _slope(activation: nn.Module) -> float | None:
+    """The slope for negative inputs, where a module has one; the root of the mean square where it has several."""
+    if isinstance(activation, nn.PReLU):
+        return float(activation.weight.detach().square().mean().sqrt())
+    if isinstance(activation, nn.RReLU):  # uniform between the two
+        low, high = activation.lower, activation.upper
+        return math.sqrt((low * low + low * high + high * high) / 3)
+    return activation.negative_slope if isinstance(activation, nn.LeakyReLU) else None
 
 
 def norm_after(model: nn.Module, tape: Tape, event: Event) -> Site | None:
@@ -182,6 +212,16 @@ def norm_after(model: nn.Module, tape: Tape, event: Event) -> Site | None:
     if later is None or not later.is_module or not isinstance(model.get_submodule(later.path), NORMS):
         return None
     return site_of(model, tape, later)
+
+
+def behind_norm(model: nn.Module, tape: Tape, site: Site) -> Site:
+    """The norm that follows *site*, unless something else uses its output too, such as the skip around a branch.
+
+    What acts on a layer's output acts there: in front of a norm, the norm would undo it or learn wrong statistics.
+    """
+    norm = norm_after(model, tape, site.event)
+    follows = norm is not None and not norm.attached and len(tape.users(site.event)) == 1
+    return norm if norm is not None and follows else site
 
 
 def site_of(model: nn.Module, tape: Tape, event: Event) -> Site:

@@ -92,6 +92,15 @@ class Tape:
         events = self.events[event.number + 1 : event.last + 1]
         return [e for e in events if f".{CHILD}." not in f".{e.path}."]
 
+    def called_by(self, path: str) -> Iterator[Event]:
+        """The calls of modules that the module at *path* makes in its own forward."""
+        for event in (event for event in self.modules() if event.path == path):
+            number = event.number + 1
+            while number <= event.last:
+                if self.events[number].is_module:
+                    yield self.events[number]
+                number = self.events[number].last + 1
+
     def holds_others(self, event: Event) -> bool:
         """Whether *event* is the call of a container: other events of the user's model lie inside."""
         return event.last > event.number and bool(self.inside(event))
