@@ -89,7 +89,7 @@ def sites(options: argparse.Namespace) -> None:
     """Print what can be named in `at=` in the model of a task."""
     from trickbox.loops import sites as sites_of
 
-    print(sites_of(*_model_and_inputs(options)))
+    print(sites_of(*_model_and_inputs(options), functions=options.functions))
 
 
 def _model_and_inputs(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -273,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("sites", help="what can be named in at= in the model of a task")
     command.set_defaults(run=sites)
     command.add_argument("task", nargs="?", default="waveforms", metavar="TASK", help="a task (default: waveforms)")
+    command.add_argument("--functions", action="store_true", help="also functions that modules call themselves")
     _add_settings(command)
     return parser
 

@@ -23,8 +23,9 @@ from trickbox.nest import call
 from trickbox.state import SCALABLE, Batch
 from trickbox.surgery import is_tricked
 from trickbox.surgery.ledger import LEDGER
-from trickbox.surgery.picture import OF_THE_RUN, WIDTH, Row, draw, left_over, table
+from trickbox.surgery.picture import OF_THE_RUN, WIDTH, draw, left_over
 from trickbox.surgery.places import choose
+from trickbox.surgery.table import Row, table
 from trickbox.testing.zoo import ZOO, specimen
 
 GPT_WITH_DROPOUT = """\

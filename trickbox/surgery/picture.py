@@ -1,6 +1,6 @@
 """The picture of a model: a tree of what ran, and behind every line what tricks did there.
 
-`draw` makes it of a `Surgery`, `left_over` says what belongs to no line of it, `table` names every place.
+`draw` makes it of a `Surgery`, `left_over` says what belongs to no line of it.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from functools import cached_property
-from typing import overload
 
 from attrs import define, field, frozen
-from torch import nn
 
 from trickbox.surgery.attach import CHILD, attachments
 from trickbox.surgery.edits import Note, Surgery
 from trickbox.surgery.places import MODEL
-from trickbox.surgery.sites import DROPOUTS, Site
-from trickbox.surgery.tape import Event, Shape
+from trickbox.surgery.sites import Site
+from trickbox.surgery.table import own_sites, parts_of
+from trickbox.surgery.tape import Event
 
 WIDTH = 120
 """No line is longer."""
@@ -27,87 +26,13 @@ COLUMNS = (36, 24, 20, 10)
 """Up to which lengths names, classes, shapes and parts are aligned; what is longer pushes on what follows."""
 NOTES = 40
 """How wide notes are at least."""
+WAYS = ("", "after ", "before ", "instead of ")
+"""What notes put in front of a place."""
 OF_THE_RUN = ("loss", "updates", "lr", "momentum", "weight_decay")
 """What notes call parts of the run: no module of that name is meant."""
 
 _NUMBER, _CALL = re.compile(r"(?<![^.])\d+(?![^.])"), re.compile(r"\[\d+\]$")
 """A part of a path that is a number, and the number of a call behind a path."""
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------
-
-
-@frozen
-class Row:
-    """One call of a module: its name in `at=`, class, shape of the first output, part of the anatomy or ``""``."""
-
-    label: str
-    kind: str
-    shape: Shape
-    part: str
-
-
-@frozen(repr=False)
-class Sites(Sequence[Row]):
-    """What can be named in ``at=``, a row for every call of a module. Printed, it is a table."""
-
-    rows: tuple[Row, ...]
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Row, ...]: ...
-    def __getitem__(self, index: int | slice) -> Row | tuple[Row, ...]:
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        cells = [("label", "class", "output", "part")]
-        cells += [(row.label, row.kind, str(row.shape or ""), row.part) for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
-
-
-def table(surgery: Surgery) -> Sites:
-    """Every call of a module of the model, in the order of execution, without what tricks attached.
-
-    >>> import torch
-    >>> table(Surgery.on(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(4, 2)))
-    label    class       output  part
-    (model)  Sequential  (4, 1)
-    0        Linear      (4, 3)
-    1        ReLU        (4, 3)
-    2        Linear      (4, 1)  head
-    """
-    sites, parts = _own(surgery), parts_of(surgery)
-    return Sites(tuple(Row(s.label, s.event.name, s.output_shape, parts.get(s.event.number, "")) for s in sites))
-
-
-def parts_of(surgery: Surgery) -> dict[int, str]:
-    """The part of the anatomy that a call is, by its number on the tape; where it is several, what says most."""
-    anatomy, sites = surgery.anatomy, _own(surgery)
-    blocks = {path: f"block {number} of {len(anatomy.blocks)}" for number, path in enumerate(anatomy.blocks, 1) if path}
-    found = {site.event.number: blocks[site.path] for site in sites if site.path in blocks}
-    for part, members in (
-        ("dropout", [site for site in sites if isinstance(site.module, DROPOUTS)]),
-        ("norm", anatomy.norms),
-        ("embedding", anatomy.embeddings),
-        ("stem", anatomy.stem),
-        ("branch end", [end for join in anatomy.joins for end in join.ends]),
-        ("bottleneck", anatomy.bottleneck),
-        ("skip", anatomy.skips),
-        ("gate", anatomy.gates),
-        ("head", anatomy.heads),
-    ):
-        found |= {site.event.number: part for site in members}
-    return found
-
-
-def _own(surgery: Surgery) -> list[Site]:
-    """The calls of the model's own modules, but for those that compute a weight."""
-    return [site for site in surgery.sites(nn.Module) if ".parametrizations." not in f".{site.path}."]
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------------
@@ -120,6 +45,7 @@ def draw(surgery: Surgery) -> str:
     shape. What repeats the lines above it, in class, shapes and notes, is one line.
 
     >>> import torch
+    >>> from torch import nn
     >>> surgery = Surgery.on(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(4, 2))
     >>> surgery.skip(surgery.head(), "it is the head")
     >>> print(draw(surgery))
@@ -193,7 +119,7 @@ def _grown(surgery: Surgery) -> _Node:
     root = _Node("", Site("", 0, surgery.model, whole, 1))
     parts, notes = parts_of(surgery), _sorted_out(surgery)[0]
     waiting, nodes = [root], [root]
-    for site in _own(surgery):
+    for site in own_sites(surgery):
         number = site.event.number
         while waiting[-1].site.event.last < number:
             waiting.pop()
@@ -231,6 +157,7 @@ def left_over(surgery: Surgery) -> list[str]:
     What one trick says of several is said once, and names that differ in a number are one.
 
     >>> import torch
+    >>> from torch import nn
     >>> surgery = Surgery.on(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(4, 2))
     >>> for name in ("0.weight", "2.weight", "2.bias"):
     ...     surgery.note(name, "written")
@@ -247,21 +174,30 @@ def left_over(surgery: Surgery) -> list[str]:
 def _sorted_out(surgery: Surgery) -> tuple[dict[int, list[str]], list[Note]]:
     """What notes say, by the number of the call that they belong to, -1 for the model, and the notes of no call."""
     sites: dict[str, Site | None] = {MODEL: None}
-    for site in _own(surgery):
+    for site in own_sites(surgery):
         sites.setdefault(site.path or MODEL, site)
         sites.setdefault(site.label, site)
+    hosts = {(site.path, site.call): site for site in own_sites(surgery)}
+    inside = {site.label: hosts.get((site.path, site.host_call)) for site in surgery.functions()}
     found: dict[int, list[str]] = {}
     left = []
     for note in surgery.notes:
-        way = next((way for way in ("", "after ", "before ") if note.where.removeprefix(way) in sites), None)
+        way = next((way for way in WAYS if note.where.removeprefix(way) in {**sites, **inside}), None)
         if way is None or note.where in OF_THE_RUN:
             left.append(note)
             continue
-        there, before = sites[note.where.removeprefix(way)], "before it, " * (way == "before ")
-        shape = () if there is None else there.input_shape if before else there.output_shape
-        said = f"{note.trick}: {before}{_said(note).replace(f' on {shape}', '', 1)}"
-        found.setdefault(-1 if there is None else there.event.number, []).append(said)
+        where = note.where.removeprefix(way)
+        there = {**sites, **inside}[where]
+        found.setdefault(-1 if there is None else there.event.number, []).append(_placed(note, way, where, there))
     return found, left
+
+
+def _placed(note: Note, way: str, where: str, site: Site | None) -> str:
+    """What a note says in the line of *site*, without what the line says already."""
+    function, before = where.rpartition(":")[2] if ":" in where else "", way == "before "
+    shape = () if site is None else site.input_shape if before else site.output_shape
+    what = _said(note).replace(f" on {shape}", "", 1)
+    return f"{note.trick}: {f'{way}{function}: ' if function else 'before it, ' * before}{what}"
 
 
 def _said(note: Note) -> str:
