@@ -442,11 +442,33 @@ def assert_notes_are_there(surgery):
         if note.where in {"lr", "momentum", *surgery.model.state_dict()}:
             assert re.search(rf"{note.trick}: [^:]*{note.where.rpartition('.')[2]}[^:]*: {said}", words)
         else:
-            assert f"{note.trick}: {'skipped: ' * (note.kind == 'skip')}{said}" in words
+            way = re.match(r"(after|before|instead of) .*:", note.where)
+            place = f"{way[1]} {note.where.rpartition(':')[2]}: " if way else ""
+            assert f"{note.trick}: {place}{'skipped: ' * (note.kind == 'skip')}{said}" in words
         assert not note.parameters or f"{said}, {note.parameters:+d} parameters" in words
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_functions_have_rows_where_they_are_asked_for():
+    rows = tb.sites(*specimen("convnext"), functions=True)
+    assert [row.label for row in rows if row.kind == "function" and row.label.startswith("stages.0:")] == [
+        f"stages.0:{name}" for name in ("permute[0]", "mul", "permute[1]", "add")
+    ]
+    assert rows[len(rows) - 1].label == "head"
+    assert [row for row in rows if row.kind != "function"] == list(tb.sites(*specimen("convnext")))
+
+
+def test_what_acts_on_functions_stands_with_the_module_that_calls_them():
+    text = tb.explain(*specimen("convnext"), ["stochastic_depth", {"trick": "dropout", "at": "stages.1:mul"}])
+    lines = [line for line in text.splitlines() if "stages" not in line and " add: " in line]
+    assert [line.partition("stochastic_depth")[2].split(" on")[0] for line in lines] == [
+        ": before add: RowDropout(p=0)",
+        ": before add: RowDropout(p=0.1)",
+    ]
+    assert "dropout: after mul: StreamDropout(p=0.1, element)" in text
+    assert "Also" not in text
 
 
 def test_the_table_is_a_sequence_of_rows():
