@@ -9,6 +9,7 @@ import torch
 
 from trickbox.catalog import available, get
 from trickbox.testing import tiny_model
+from trickbox.trick import hooks_of
 
 
 def every_trick(folder: Path) -> dict[str, Any]:
@@ -23,5 +24,11 @@ def every_trick(folder: Path) -> dict[str, Any]:
         "accumulate": {"batches": 2},
         "clip_gradients": {"limit": 0.1},
         "sam": {"rho": 0.5},
+        "convert_norm": {"to": "group_norm"},
     }
     return {name: get(name)(**settings.get(name, {})) for name in available()}
+
+
+def edits_only(trick: Any) -> bool:
+    """Whether a trick acts on the model alone, so that `apply` takes it."""
+    return hooks_of(trick) == ["init"] and trick.family not in ("schedule", "accumulation", "parameter groups")

@@ -4,9 +4,11 @@ from .errors import ConfigError, DataError, NoEffectError, SurgeryError, Trickbo
 from .history import History
 from .loops import apply, attach, explain, sites
 from .metrics import evaluate
+from .saving import load, save
 from .session import Result, Session
 from .study import Arm, Study
 from .surgery import undo
+from .surgery.bake import bake, strip
 
 __all__ = [
     "Arm",
@@ -22,11 +24,15 @@ __all__ = [
     "apply",
     "attach",
     "available",
+    "bake",
     "evaluate",
     "explain",
     "fit",
     "get",
+    "load",
     "optional",
+    "save",
     "sites",
+    "strip",
     "undo",
 ]

@@ -14,7 +14,7 @@ from trickbox.catalog import origin, resolve, unwrap
 from trickbox.errors import ConfigError, NoEffectError
 from trickbox.hooks import HOOKS, PHASES, Hooks
 from trickbox.state import State
-from trickbox.surgery import edits_of, seal, undo_since
+from trickbox.surgery import builds_since, edits_of, seal, undo_since
 from trickbox.trick import fresh, hooks_of, is_off, is_trick, name_of, names, to_config
 
 UPDATES = "updates"
@@ -63,6 +63,8 @@ class Box:
     manager: pluggy.PluginManager
     idle: set[tuple[str, str]]
     """Pairs of a trick and a hook in which, with its settings, it does nothing."""
+    builders: list[Member]
+    """The tricks that did more to the model than to overwrite values, known after `init`."""
 
     def __init__(self, tricks: Iterable[Any] = (), core: object | None = None) -> None:
         if isinstance(tricks, (str, dict)) or is_trick(tricks):
@@ -73,6 +75,7 @@ class Box:
         _check_relations(members)
         self.members = tuple(_ordered(members))
         self.idle = set()
+        self.builders = []
         self.manager = _Manager("trickbox")
         self.manager.add_hookspecs(Hooks)
         # pluggy calls the last registered first, and its wrapper outermost.
@@ -94,6 +97,7 @@ class Box:
             edits, tape, shared, loss = edits_of(state.model), state.surgery.tape, state.batches_per_update, state.loss
             try:
                 self._init(member, state)
+                self.builders += [member] if builds_since(state.model, edits) else []
             except NoEffectError as error:
                 if not member.optional:
                     raise
@@ -181,8 +185,11 @@ class Box:
 
     def record(self) -> list[dict[str, Any]]:
         """What ran, for the record: name, settings and origin of every trick, in order."""
-        marks = {True: {"optional": True}, False: {}}
-        return [{"name": m.name, **to_config(m.trick), **marks[m.optional], **origin(m.trick)} for m in self.members]
+        return list(map(_recorded, self.members))
+
+    def recipe(self) -> list[dict[str, Any]]:
+        """What has to be put on a plain model to build what the tricks have built on this one."""
+        return list(map(_recorded, self.builders))
 
 
 @define(eq=False)
@@ -224,6 +231,11 @@ class _Manager(pluggy.PluginManager):
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         return super().parse_hookimpl_opts(plugin, name) if name in HOOKS else None
+
+
+def _recorded(member: Member) -> dict[str, Any]:
+    optional = {"optional": True} if member.optional else {}
+    return {"name": member.name, **to_config(member.trick), **optional, **origin(member.trick)}
 
 
 def _tell_all(functions: tuple[Call, ...]) -> Call:

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from trickbox import ranks
 from trickbox.box import LOSS, UPDATES
-from trickbox.checks import check_model, check_untouched, plan_surgery
+from trickbox.checks import check_model, plan_surgery
 from trickbox.errors import ConfigError
 from trickbox.metrics import MODES, Forward
 from trickbox.nest import call
@@ -27,8 +27,9 @@ from trickbox.optimization import keep_groups, repair
 from trickbox.run import Run, Wrap
 from trickbox.state import Batch, Loss
 from trickbox.steps import closure_of
-from trickbox.surgery.ledger import LEDGER, Ledger, ledger, undo
-from trickbox.surgery.picture import Sites, draw, left_over, table
+from trickbox.surgery.ledger import LEDGER, Ledger, ledger
+from trickbox.surgery.picture import draw, left_over
+from trickbox.surgery.table import Sites, table
 from trickbox.trick import hooks_of
 
 
@@ -151,7 +152,7 @@ class Attached(Run):
         self._move(0, 0)
         for where, what in ((UPDATES, "accumulates gradients"), (LOSS, "replaces the loss function")):
             if name := next((note.trick for note in self.state.surgery.notes if note.where == where), None):
-                undo(self._model)
+                self._take_back()
                 raise ConfigError(f"{name} {what}, but your loop does that itself; do it there, or use Session or fit")
         self._closed = False
 
@@ -270,7 +271,6 @@ def attach(
     [0.1, 0.05]
     """
     check_model(model)
-    check_untouched(model)
     for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch), ("steps", steps)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -351,8 +351,10 @@ def explain(model: nn.Module, inputs: Any, tricks: Any, *, seed: int = 0, forwar
     return "\n".join([*lines, f"Parameters: {before} before, {after} after"])
 
 
-def sites(model: nn.Module, inputs: Any, *, forward: Forward = call) -> Sites:
+def sites(model: nn.Module, inputs: Any, *, functions: bool = False, forward: Forward = call) -> Sites:
     """Say what can be named in ``at=``: every call of a module, its class, output and part. Changes nothing.
+
+    With *functions* also every function that a module calls in its own forward, such as ``block:add``.
 
     >>> sites(nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), torch.zeros(5, 3))
     label    class       output  part
@@ -361,7 +363,7 @@ def sites(model: nn.Module, inputs: Any, *, forward: Forward = call) -> Sites:
     1        Linear      (5, 2)  head
     """
     _check_looked_at(model)
-    return table(plan_surgery(model, Batch(inputs, None, 0), forward))
+    return table(plan_surgery(model, Batch(inputs, None, 0), forward), functions)
 
 
 def _check_looked_at(model: Any) -> None:
@@ -375,7 +377,7 @@ def _remembered(model: nn.Module) -> Callable[[], None]:
     """Remember what tricks have done to *model*; what is returned takes back, bit for bit, all that they do later."""
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     found: Ledger | None = model.__dict__.get(LEDGER)
-    before = Ledger(list(found.edits), found.sealed) if found else Ledger()
+    before = found.copy() if found else Ledger()
 
     def take_back() -> None:
         made = ledger(model).edits

@@ -44,10 +44,14 @@ def build_optimizer(
         raise ConfigError("the model has no parameters, so there is nothing to train")
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ConfigError("every parameter is frozen, so there is nothing to train; leave at least the head trainable")
-    optimizer = given(_groups(given, parameters, state.parameter_options))
+    optimizer = given(_groups(parameters, state.parameter_options))
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer: the function must give a torch.optim.Optimizer, got {optimizer!r}")
     check_scales(optimizer, state)
+    _set_rates(parameters, state)
+    for group in optimizer.param_groups if state.rates else ():
+        if isinstance(group["lr"], torch.Tensor):  # one, so far, for all groups
+            group["lr"] = group["lr"].clone()
     return optimizer
 
 
@@ -77,19 +81,24 @@ def _is_added(name: str) -> bool:
     return ".trickbox." in f".{name}"
 
 
-def _groups(given: OptimizerFactory, parameters: dict[str, nn.Parameter], options: dict[str, Options]) -> list[Any]:
+def _groups(parameters: dict[str, nn.Parameter], options: dict[str, Options]) -> list[Any]:
     _check_options(parameters, options)
     if not options:
         return list(parameters.values())
     groups: dict[Options, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         groups.setdefault(options.get(name, Options()), []).append(parameter)
-    # The factory's own rate is known only from what it builds.
-    rate = given([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
     return [
-        {"params": members, "lr": rate * option.lr} | ({} if option.weight_decay else {"weight_decay": 0.0})
+        {"params": members} | ({} if option.weight_decay else {"weight_decay": 0.0})
         for option, members in groups.items()
     ]
+
+
+def _set_rates(parameters: dict[str, nn.Parameter], state: State) -> None:
+    """Let the steps of a loop multiply rates: what the loop or a schedule writes into the groups then holds for all."""
+    if state.has_loop:
+        options = state.parameter_options.items()
+        state.rates.update({id(parameters[name]): option.lr for name, option in options if option.lr != 1})
 
 
 def repair(optimizer: torch.optim.Optimizer, state: State, before: set[int]) -> dict[str, nn.Parameter]:
@@ -135,6 +144,7 @@ def _regroup(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Paramete
     _check_options(parameters, options)
     if options and isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("a trick sets options of single parameters, and LBFGS has the same for all; use another one")
+    _set_rates(parameters, state)
     by_id = {id(parameters[name]): option for name, option in options.items()}
     for group in list(optimizer.param_groups):
         members = group["params"]
@@ -142,17 +152,17 @@ def _regroup(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Paramete
         for parameter in members:
             if id(parameter) in by_id:
                 moved.setdefault(by_id[id(parameter)], []).append(parameter)
-        copies = [_copy(group, moved[option], option) for option in moved]
+        copies = [_copy(group, moved[option], option, state.has_loop) for option in moved]
         if copies:
             group["params"] = [p for p in members if id(p) not in by_id]
             optimizer.param_groups.extend(copies)
             state.regrouped.append((optimizer, group, members, copies))
 
 
-def _copy(group: dict[str, Any], members: list[nn.Parameter], option: Options) -> dict[str, Any]:
-    """A group like *group* for *members* and their options."""
+def _copy(group: dict[str, Any], members: list[nn.Parameter], option: Options, has_loop: bool) -> dict[str, Any]:
+    """A group like *group* for *members* and their options; where nothing follows the steps, with their rate."""
     decay = {} if option.weight_decay else {"weight_decay": 0.0}
-    return {**group, "params": members, "lr": group["lr"] * option.lr, **decay}
+    return {**group, "params": members, "lr": group["lr"] * (1 if has_loop else option.lr), **decay}
 
 
 def _check_options(parameters: dict[str, nn.Parameter], options: dict[str, Options]) -> None:

@@ -23,7 +23,17 @@ from trickbox.optimization import put_groups_together
 from trickbox.state import Batch, State
 from trickbox.steps import Steps, closure_of, evaluates_closure
 from trickbox.streams import Streams
-from trickbox.surgery import clock_of, edits_of, forget_trained, has_draws, undo, undo_since
+from trickbox.surgery import (
+    clock_of,
+    edits_of,
+    forget_trained,
+    has_draws,
+    parameter_users,
+    recipes_of,
+    remember,
+    undo,
+    undo_since,
+)
 
 Wrap = Callable[[nn.Module], Any]
 """What is put around the model after surgery: ``torch.compile``, DistributedDataParallel, ``fully_shard``."""
@@ -50,6 +60,8 @@ class Run:
         self._seed = seed
         self._forward = forward
         self._wrap = wrap
+        self._earlier = edits_of(model) if isinstance(model, nn.Module) else 0
+        """How many edits earlier runs have made on the model."""
         self._update = Opened()
         self._phases: set[str] = set()
         """The phases that the loop has opened for the tricks."""
@@ -117,8 +129,9 @@ class Run:
 
     def _begin(self, sample: Batch, **facts: Any) -> None:
         """Plan on *sample*, let every trick edit the model, and wrap it. Undoes everything where that fails."""
+        self._check_names()
         forget_trained(self._model)
-        before, edits = {id(parameter) for parameter in self._model.parameters()}, edits_of(self._model)
+        before, self._earlier = {id(parameter) for parameter in self._model.parameters()}, edits_of(self._model)
         surgery = facts.pop("surgery", None) or plan_surgery(self._model, sample, self._forward)
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         streams = Streams(self._seed, device, ranks.rank())
@@ -139,8 +152,11 @@ class Run:
                 raise ConfigError(f"wrap must give what the loop calls, got {self._wrapped!r}")
         except BaseException as error:
             self._explain(error)
-            self._take_back(edits)
+            self._take_back()
             raise
+        if edits_of(self._model):
+            users = parameter_users(self._model, surgery.tape)
+            remember(self._model, self._box.recipe(), {name for name, paths in users.items() if len(paths) > 1})
         self._before = before
         self._steps = Steps(self._state, self._before_step, self._after_step)
         self._draws = has_draws(self._model)
@@ -154,10 +170,19 @@ class Run:
             self._steps.release()
             put_groups_together(self._state)
 
-    def _take_back(self, edits: int) -> None:
+    def _check_names(self) -> None:
+        """Raise `ConfigError` for a trick that is on the model already: both would draw the same."""
+        earlier = {config["name"] for recipe in recipes_of(self._model) for config in recipe}
+        if again := [member.name for member in self._box.members if member.name in earlier]:
+            raise ConfigError(
+                f"{again[0]} is on the model already; call trickbox.undo(model) first, leave it out, or give the "
+                f"second one a name of its own: ('{again[0]}_2', ...)"
+            )
+
+    def _take_back(self) -> None:
         """Undo what this run did to the model: all, or what follows the edits of earlier ones."""
-        if edits:
-            undo_since(self._model, edits)
+        if self._earlier:
+            undo_since(self._model, self._earlier)
         else:
             undo(self._model)
 

@@ -24,7 +24,6 @@ from trickbox.checks import (
     check_model,
     check_settings,
     check_smallest,
-    check_untouched,
     check_valid,
     check_wrapped,
     is_sharded,
@@ -41,7 +40,6 @@ from trickbox.run import Run, Wrap
 from trickbox.state import Batch, Loss
 from trickbox.steps import drop_gradients, evaluates_closure
 from trickbox.streams import GlobalState, derive, seed_global
-from trickbox.surgery import undo
 
 
 @frozen
@@ -98,7 +96,6 @@ class Session(Run):
         wrap: Wrap | None = None,
     ) -> None:
         check_model(model)
-        check_untouched(model)
         check_settings(loss, max_epochs, max_steps, batch_size, last_batch, seed, metrics)
         ranks.check_joined()
         self._core = Core(forward)
@@ -129,7 +126,7 @@ class Session(Run):
         except BaseException as error:
             self._explain(error)
             self._unfollow()
-            undo(self._model)
+            self._take_back()
             put_optimizer_back()
             before.put_back()
             self._kept.put_back()
@@ -228,6 +225,7 @@ class Session(Run):
         modes: dict[str, str | None] = {}
         for side in ("train", "val") if self._valid is not None else ("train",):
             modes |= {f"{side}_{name}": MODES.get(name) for name in ("loss", *metrics)}
+        smallest = self._train.smallest()
         self._begin(
             sample,
             surgery=surgery,
@@ -235,10 +233,11 @@ class Session(Run):
             max_epochs=self._max_epochs,
             max_steps=self._max_steps,
             batches_per_epoch=length(self._train),
+            smallest_batch=None if smallest is None else smallest.size,
             metric_modes=modes,
         )
         if surgery.trained is not None:
-            check_smallest(self._model, self._train.smallest(), self._forward)
+            check_smallest(self._model, smallest, self._forward)
         check_wrapped(self._wrapped)
         self._core.model, self._core.sharded = self._wrapped, is_sharded(self._wrapped)
         state = self._state

@@ -87,6 +87,8 @@ class State:
     max_epochs: int | None = None
     batches_per_epoch: int | None = None
     max_steps: int | None = None
+    smallest_batch: int | None = None
+    """How many samples the last batch of an epoch has, where that is known to be smaller than the others."""
     metric_modes: Mapping[str, str | None] | None = None
     """The metrics that this run records, each with its better direction: ``min``, ``max`` or unknown. None where the
     loop measures by itself: then they are known when it hands the first ones over."""
@@ -110,6 +112,8 @@ class State:
     clock: Clock = field(factory=Clock)
     scales: dict[str, list[Callable[[State], float]]] = field(factory=dict)
     parameter_options: dict[str, Options] = field(factory=dict)
+    rates: dict[int, float] = field(factory=dict)
+    """By the id of each parameter that has one: the multiple of the rate, around every step of the optimizer."""
     regrouped: list[tuple[torch.optim.Optimizer, dict[str, Any], list[Any], list[dict[str, Any]]]] = field(factory=list)
     """An optimizer, one of its groups with its members, and the copies of it that those with options moved to."""
     idle: set[tuple[str, str]] = field(factory=set)

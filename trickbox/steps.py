@@ -21,13 +21,21 @@ _FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
 
 @define(eq=False)
 class Scaling:
-    """Around one step of an optimizer: every group gets its own values times all factors, then its own back."""
+    """Around one step of an optimizer: every group gets its own values times all factors, then its own back.
+
+    Factors are those of tricks for all groups, and before them the multiples of single parameters' rates.
+    """
 
     own: list[tuple[dict[str, Any], str, Any]] = field(factory=list)
 
     def write(self, optimizer: torch.optim.Optimizer, state: State) -> None:
         """Write what each group says now times the product of all factors, also into groups that came late."""
         self.put_back()  # a step that raised never came to its end
+        for group in optimizer.param_groups if state.rates else ():
+            rate = state.rates.get(id(next(iter(group["params"]), None)))  # all in a group have the same
+            if rate is not None:
+                self.own.append((group, "lr", _own(group, "lr")))
+                _write(group, "lr", rate)
         for name, factors in state.scales.items():
             # Sorted, because a product of floats depends on its order and the order of tricks must not matter.
             product = math.prod(sorted(factor(state) for factor in factors))
@@ -93,14 +101,14 @@ class Steps:
         state = self.state
         state.optimizer, state.step = optimizer, self.made[optimizer]
         changed = None if self.ours else self.before(optimizer, args, kwargs)
-        if state.scales:
+        if state.scales or state.rates:
             self._scaling.write(optimizer, state)
         lr = optimizer.param_groups[0]["lr"]
         self.lr = lr.clone() if isinstance(lr, Tensor) else lr
         return changed
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self.state.scales:
+        if self.state.scales or self.state.rates:
             self._scaling.put_back()
         # Under a GradScaler a fused optimizer is stepped always, and skips by itself.
         skipped = getattr(optimizer, "found_inf", None)

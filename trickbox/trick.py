@@ -77,11 +77,13 @@ def is_trick(value: object) -> bool:
 def name_of(trick: object) -> str:
     """The name of a trick or of its class: the class's name in snake case.
 
-    >>> name_of(type("ReduceOnPlateau", (), {}))
-    'reduce_on_plateau'
+    Capitals around one small letter are one abbreviation, as in LoRA.
+
+    >>> [name_of(type(cls, (), {})) for cls in ("ReduceOnPlateau", "LRFinder", "LoRA")]
+    ['reduce_on_plateau', 'lr_finder', 'lora']
     """
     cls = trick if isinstance(trick, type) else type(trick)
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    return re.sub(r"(?<=[a-z0-9])(?<!\b[A-Z][a-z])(?=[A-Z])|(?<=[A-Za-z0-9])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 def fields_of(trick: object) -> dict[str, attrs.Attribute[Any]]:

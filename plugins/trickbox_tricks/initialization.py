@@ -18,10 +18,10 @@ from trickbox.authoring import (
     Site,
     State,
     Surgery,
-    activation_after,
     choice,
     flag,
     forked,
+    gain_after,
     hookimpl,
     norm_after,
     places,
@@ -100,7 +100,8 @@ def draw_several(module: nn.Module, scheme: str) -> dict[str, Tensor]:
 def scale_to_unit_variance(model: nn.Module, run: Any, paths: Iterable[str]) -> None:
     """Scale the weights of the layers at *paths*, in this order and in place, until each puts out a variance of 1.
 
-    The standard deviation comes within 0.1 of 1, in at most 10 tries a layer. *run* calls the model once on data.
+    The standard deviation comes within 0.1 of 1, in at most 10 tries a layer; a weight whose scale changes nothing, as
+    of a standardized one, stays as it is. *run* calls the model once on data.
     Norms work as in training, dropouts as in evaluation, and the modes of *model* are not kept: use it on a copy.
     Cost: one forward a try. Source: Mishkin & Matas 2016 (LSUV).
 
@@ -115,12 +116,17 @@ def scale_to_unit_variance(model: nn.Module, run: Any, paths: Iterable[str]) -> 
             module.track_running_stats = False
     for path in paths:
         layer = model.get_submodule(path)
+        weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+        drawn, before = weight.clone(), 0.0
         for _ in range(TRIES):
             std = _output_std(layer, run)
+            if math.isclose(std, before, rel_tol=0.05):
+                weight.copy_(drawn)
+                break
             if abs(std - 1) < TOLERANCE or not 0 < std < math.inf:
                 break
-            with torch.no_grad():
-                layer.weight.div_(std)  # type: ignore[operator]
+            weight.div_(std)
+            before = std
 
 
 def _output_std(layer: nn.Module, run: Any) -> float:
@@ -145,11 +151,11 @@ class Initialize:
     at, not_at  the layers whose weights are drawn instead of all, and those whose are not
 
     A layer is whatever maps features by a weight of its own, also of a class that torch does not have. The gain is that
-    of the activation that really follows the layer, and 1 for the head and for xavier, which was made for activations
-    that are the identity around zero; biases become zero. Norms, embeddings, recurrent layers and what other tricks
-    attached keep their values, and so do transferred weights. A tied weight is drawn once, and not at all where an
-    embedding shares it; a weight that is computed (parametrized) is skipped. A draw belongs to the seed and the
-    parameter's name alone.
+    of the activation that really follows the layer, with its slope where a module has one, and 1 for the head and for
+    xavier, which was made for activations that are the identity around zero; biases become zero. Norms, embeddings,
+    recurrent layers and what other tricks attached keep their values, and so do transferred weights. A tied weight is
+    drawn once, and not at all where an embedding shares it; a weight that is computed (parametrized) is skipped. A draw
+    belongs to the seed and the parameter's name alone.
     Raises `NoEffectError` where nothing is left to draw. Cost: once, one draw; lsuv: some forwards a layer, and a copy
     of the model. Source: see `draw`; for lsuv Mishkin & Matas 2016; for zero_head Goyal et al. 2017.
 
@@ -160,7 +166,7 @@ class Initialize:
     """
 
     family: ClassVar = "initialization"
-    after: ClassVar = ("transfer", "normalization", "residual", "dropout")
+    after: ClassVar = ("transfer", "normalization", "residual", "dropout", "gate")
     tunes: ClassVar = ("scheme", "zero_head")
 
     scheme: str = field(default="kaiming", validator=choice("kaiming", "xavier", "orthogonal", "lsuv"))
@@ -202,16 +208,15 @@ class Initialize:
         return {name: value for name, value in drawn.items() if name not in surgery.kept()}
 
     def _draw(self, state: State, site: Site) -> Tensor:
-        surgery = state.surgery
-        activation = "linear"
+        surgery, gain = state.surgery, 1.0
         if site.module is surgery.head().module:
             if self.zero_head:
                 return torch.zeros_like(site.module.weight)  # type: ignore[arg-type]
         elif self.scheme != "xavier":  # which knows no gain
-            activation = activation_after(surgery.tape, site.event) or "linear"
+            gain = gain_after(surgery.model, surgery.tape, site.event)
         with state.streams.forked("init", _name(site.path, "weight")):
             scheme = "orthogonal" if self.scheme == "lsuv" else self.scheme
-            return _drawn(site, scheme, nn.init.calculate_gain(activation))  # type: ignore[arg-type]
+            return _drawn(site, scheme, gain)
 
 
 def _drawn(site: Site, scheme: str, gain: float) -> Tensor:

@@ -172,7 +172,17 @@ class Freeze:
     """
 
     family: ClassVar = "freezing"
-    after: ClassVar = ("transfer", "initialization", "normalization", "dropout", "residual")
+    after: ClassVar = (
+        "transfer",
+        "initialization",
+        "normalization",
+        "dropout",
+        "residual",
+        "gate",
+        "stochastic depth",
+        "attention",
+        "adapter",
+    )
     tunes: ClassVar = ("until",)
 
     until: str | None = field(default=None, validator=validators.optional(text()))

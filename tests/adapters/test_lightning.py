@@ -426,7 +426,7 @@ def test_one_callback_serves_several_fits(tmp_path):
     first, first_trainer = fit(tmp_path, tricks)
     second, second_trainer = fit(tmp_path, tricks)
     trace(first, first_trainer).must_be(trace(second, second_trainer))
-    with pytest.raises(tb.ConfigError, match="already has tricks on"):
+    with pytest.raises(tb.ConfigError, match="is on the model already"):
         fit(tmp_path, tricks, second)
     tb.undo(second)
     second_trainer.fit_loop.max_epochs += 1

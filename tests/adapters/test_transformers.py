@@ -232,7 +232,7 @@ def test_a_second_training(tmp_path):
     tricks = [Dropout(0.3), BatchNorm(), EarlyStopping("eval_loss", patience=1, mode="max")]
     trainer = trainer_for(tmp_path, tricks)
     trainer.train()
-    with pytest.raises(tb.ConfigError, match="already has tricks on"):
+    with pytest.raises(tb.ConfigError, match="is on the model already"):
         trainer.train()
     tb.undo(trainer.model)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}

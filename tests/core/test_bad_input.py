@@ -208,14 +208,14 @@ def alone():
 
 
 @pytest.mark.parametrize("entry", ["fit", "attach"])
-def test_a_model_that_already_has_tricks_is_refused(net, untouched, entry):
-    tb.apply(net, ["layer_norm"], X)
+def test_a_trick_that_is_on_the_model_already_is_refused(net, untouched, entry):
+    tb.apply(net, ["layer_norm", "freeze"], X)
     keys = list(net.state_dict())
     with (
         untouched(net),
-        pytest.raises(tb.ConfigError, match=r"already has tricks on; call trickbox.undo\(model\) first"),
+        pytest.raises(tb.ConfigError, match=r"freeze is on the model already; call trickbox.undo\(model\) first"),
     ):
-        ENTRIES[entry](net, ["dropout"])
+        ENTRIES[entry](net, ["dropout", "freeze"])
     assert list(net.state_dict()) == keys
 
 

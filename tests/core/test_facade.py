@@ -16,7 +16,7 @@ from trickbox import authoring
 
 USER = """
     Arm ConfigError DataError History NoEffectError Result Session Study SurgeryError TrickboxError
-    apply attach available evaluate explain fit get optional sites undo
+    apply attach available bake evaluate explain fit get load optional save sites strip undo
 """.split()  # noqa: SIM905
 LAZY = ("trickbox", "trickbox.study", "trickbox_tricks")
 NAMESPACES = (*LAZY, "trickbox.authoring")

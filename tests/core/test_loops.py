@@ -222,8 +222,17 @@ def test_a_rate_of_its_own_on_an_optimizer_from_before():
     model = net()
     optimizer = SGD(model.parameters())
     transfer = tb.get("transfer")(tiny_model(seed=7).state_dict(), backbone_lr=0.1)
-    tb.attach(model, [transfer], tiny_data(4)[0]).watch(optimizer)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    run = tb.attach(model, [transfer], tiny_data(4)[0])
+    run.watch(optimizer)
+    rates = {}
+
+    def look(stepped, *_):
+        rates.update({id(p): group["lr"] for group in stepped.param_groups for p in group["params"]})
+
+    optimizer.register_step_pre_hook(look)
+    model(tiny_data(4)[0]).sum().backward()
+    optimizer.step()
+    run.close()
     assert rates[id(model.conv1.weight)] == pytest.approx(0.01)
     assert rates[id(model.fc2.weight)] == 0.1
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trickbox.authoring import Surgery, activation_after, norm_after
+from trickbox.authoring import Surgery, gain_after, norm_after
 from trickbox.surgery import WEIGHT_LAYERS, record
 from trickbox.testing import tiny_data, tiny_model
 
@@ -68,19 +68,19 @@ def test_the_activation_that_follows_is_found_in_every_spelling(relu, between):
         lambda self, x: self.b(relu(between(self.a(x)))), a=nn.Conv1d(2, 3, 3), b=nn.AdaptiveAvgPool1d(1), **layers
     )
     tape = record(model, torch.zeros(4, 2, 8))
-    assert activation_after(tape, event_of(tape, "a")) == "relu"
-    assert activation_after(tape, event_of(tape, "b")) is None
+    assert gain_after(model, tape, event_of(tape, "a")) == 2**0.5
+    assert gain_after(model, tape, event_of(tape, "b")) == 1
 
 
 @pytest.mark.parametrize(
     ("function", "gain"),
     [(torch.tanh, "tanh"), (F.gelu, "relu"), (F.leaky_relu, "leaky_relu"), (torch.sigmoid, "sigmoid"), (F.selu, "selu"),
-     (lambda x: x + 1, None), (lambda x: torch.relu(x * 2), None)],
+     (lambda x: x + 1, "linear"), (lambda x: torch.relu(x * 2), "linear")],
 )  # fmt: skip
 def test_other_activations_are_told_apart_and_arithmetic_is_none(function, gain):
     model = Model(lambda self, x: function(self.a(x)), a=nn.Linear(2, 3))
     tape = record(model, torch.zeros(4, 2))
-    assert activation_after(tape, event_of(tape, "a")) == gain
+    assert gain_after(model, tape, event_of(tape, "a")) == nn.init.calculate_gain(gain)
 
 
 def test_the_activation_of_a_branch_is_its_own():
@@ -92,7 +92,7 @@ def test_the_activation_of_a_branch_is_its_own():
 
     model = Model(forward, a=nn.Linear(2, 3), b=nn.Linear(2, 3))
     tape = record(model, torch.zeros(4, 2))
-    assert [activation_after(tape, event_of(tape, path)) for path in "ab"] == ["tanh", "relu"]
+    assert [gain_after(model, tape, event_of(tape, path)) for path in "ab"] == [5 / 3, 2**0.5]
 
 
 def test_a_module_called_twice_has_two_calls_with_their_own_shapes():
@@ -172,7 +172,7 @@ def test_a_two_dimensional_net():
     )
     surgery = Surgery.on(model, torch.zeros(4, 1, 6, 6))
     assert [site.output_shape for site in surgery.sites(*WEIGHT_LAYERS)] == [(4, 2, 4, 4), (4, 3)]
-    assert activation_after(surgery.tape, event_of(surgery.tape, "0")) == "relu"
+    assert gain_after(model, surgery.tape, event_of(surgery.tape, "0")) == 2**0.5
     assert norm_after(model, surgery.tape, event_of(surgery.tape, "0")).path == "1"
     assert norm_after(model, surgery.tape, event_of(surgery.tape, "5")) is None
     assert surgery.head().path == "5"
@@ -251,8 +251,9 @@ def test_the_hooks_of_the_user_stay_and_fire():
         (nn.ReLU(), "relu"),
         (nn.ReLU6(), "relu"),
         (nn.LeakyReLU(), "leaky_relu"),
-        (nn.PReLU(), "leaky_relu"),
-        (nn.RReLU(), "leaky_relu"),
+        (nn.LeakyReLU(0.3), ("leaky_relu", 0.3)),
+        (nn.PReLU(), ("leaky_relu", 0.25)),
+        (nn.RReLU(0.2, 0.2), ("leaky_relu", 0.2)),
         (nn.Tanh(), "tanh"),
         (nn.Hardtanh(), "tanh"),
         (nn.Sigmoid(), "sigmoid"),
@@ -262,7 +263,7 @@ def test_the_hooks_of_the_user_stay_and_fire():
         (nn.SiLU(), "relu"),
         (nn.Softplus(), "relu"),
         (nn.Hardswish(), "relu"),
-        (nn.Softmax(1), None),
+        (nn.Softmax(1), "linear"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -270,7 +271,20 @@ def test_every_activation_is_known_as_a_module_and_behind_transparent_ops(activa
     for between in (nn.Identity(), nn.BatchNorm1d(3), nn.Dropout(0.5)):
         net = nn.Sequential(nn.Linear(2, 3), between, activation, nn.Linear(3, 1))
         tape = record(net, torch.zeros(4, 2))
-        assert activation_after(tape, event_of(tape, "0")) == expected
+        name, slope = expected if isinstance(expected, tuple) else (expected, None)
+        assert gain_after(net, tape, event_of(tape, "0")) == pytest.approx(nn.init.calculate_gain(name, slope))
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.LeakyReLU(0.5), nn.PReLU(3), nn.RReLU(0.1, 0.9)], ids=lambda a: a._get_name()
+)
+def test_a_gain_keeps_the_second_moment_of_normal_numbers(activation):
+    if isinstance(activation, nn.PReLU):
+        activation.weight.data = torch.tensor([0.1, -0.5, 0.9])
+    net = nn.Sequential(nn.Linear(2, 3), activation, nn.Linear(3, 1))
+    gain = gain_after(net, tape := record(net, torch.zeros(4, 2)), event_of(tape, "0"))
+    out = activation(gain * torch.randn(400_000, 3, generator=torch.Generator().manual_seed(0)))
+    assert out.square().mean().item() == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("function", ["leaky_relu", "leaky_relu_", "relu_", "logsigmoid", "tanh", "gelu", "silu"])
@@ -283,6 +297,7 @@ def test_every_activation_is_known_as_a_function(function):
         def forward(self, x):
             return getattr(nn.functional, function)(self.layer(x).to(torch.float32))
 
-    tape = record(Net(), torch.zeros(4, 2))
+    net = Net()
     known = {"leaky": "leaky_relu", "logsi": "sigmoid", "tanh": "tanh"}
-    assert activation_after(tape, event_of(tape, "layer")) == known.get(function[:5], "relu")
+    gain = gain_after(net, tape := record(net, torch.zeros(4, 2)), event_of(tape, "layer"))
+    assert gain == nn.init.calculate_gain(known.get(function[:5], "relu"))

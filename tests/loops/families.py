@@ -57,6 +57,16 @@ def edited(trace: Trace, original: Trace) -> None:
     assert list(trace.model.state_dict()) == list(original.model.state_dict())
 
 
+def adapted(trace: Trace, original: Trace) -> None:
+    """It begins as the model was; then adapters and head learn, and nothing else."""
+    before = start()
+    assert trace.losses[0] == original.losses[0]
+    assert trace.losses[-1] != original.losses[-1]
+    assert torch.equal(trace.model.conv1.weight, before.conv1.weight)
+    assert not torch.equal(trace.model.fc2.weight, before.fc2.weight)
+    assert trace.model.conv1.trickbox.lora.up.weight.any()
+
+
 def redrawn(trace: Trace, original: Trace) -> None:
     assert trace.losses[0] != original.losses[0]
     assert trace.rates == original.rates
@@ -67,6 +77,18 @@ def frozen_layers(trace: Trace, original: Trace) -> None:
     assert torch.equal(trace.model.conv1.weight, before.conv1.weight)
     assert not torch.equal(trace.model.fc2.weight, before.fc2.weight)
     assert not torch.equal(original.model.conv1.weight, before.conv1.weight)
+
+
+def slower(trace: Trace, original: Trace) -> None:
+    """The first layer learned less than without, the last one no less slowly than it does by itself."""
+    before = start()
+    moved, by_itself = (
+        [(getattr(model, layer).weight - getattr(before, layer).weight).norm().item() for layer in ("conv1", "fc2")]
+        for model in (trace.model, original.model)
+    )
+    assert trace.losses[0] == original.losses[0]
+    assert 0 < moved[0] < 0.1 * by_itself[0]
+    assert moved[1] > 0.1 * by_itself[1]
 
 
 def other_batches(trace: Trace, original: Trace) -> None:
@@ -103,10 +125,13 @@ FAMILIES: dict[str, Family] = {
     "dropout": Family({"trick": "dropout", "p": 0.3}, edited),
     "batch_norm": Family("batch_norm", edited),
     "layer_norm": Family("layer_norm", edited),
+    "squeeze_excite": Family({"trick": "squeeze_excite", "reduction": 2}, edited),
     "residual": Family("residual", edited),
     "initialize": Family("initialize", redrawn),
     "transfer": Family({"trick": "transfer", "weights": teacher(), "head": "keep"}, redrawn),
     "freeze": Family("freeze", frozen_layers),
+    "lora": Family("lora", adapted),
+    "layerwise_decay": Family({"trick": "layerwise_decay", "decay": 0.1}, slower),
     "augment": Family("augment", other_batches, needs=("batches",)),
     "mixup": Family("mixup", other_batches, needs=("batches",)),
     "label_smoothing": Family("label_smoothing", other_batches, needs=("batches",)),

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from trickbox.files import write_whole
 from trickbox.study import store
-from trickbox.study.store import FolderStore, MemoryStore, dumps, loads, open_store, write_whole
+from trickbox.study.store import FolderStore, MemoryStore, dumps, loads, open_store
 
 KEY = "ab" + "0" * 62
 RUN: dict[str, Any] = {"status": "diverged", "metrics": {"loss": math.inf, "low": -math.inf}, "curves": [1.5, 2.0]}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trickbox_tricks.normalization import BatchNorm, GroupNorm, LayerNorm, take_over
+from trickbox_tricks.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 
 from trickbox import ConfigError, NoEffectError, apply, nest, undo
 from trickbox.authoring import Surgery
+from trickbox.surgery.norms import take_over
 from trickbox.tasks.waveforms import PlainNet
 from trickbox.testing.zoo import specimen
 
@@ -86,7 +86,7 @@ def test_sites_are_the_convolutions_and_on_request_the_linear_layers() -> None:
     ]
 
 
-@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(), GroupNorm()])
+@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(), GroupNorm(), RMSNorm()])
 def test_a_model_of_linear_layers_is_normalized_there(trick: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     assert len(norms(apply(model, [trick], torch.randn(5, 4)))) == 1
@@ -112,6 +112,8 @@ def test_settings_reach_the_norm() -> None:
     assert (norm.eps, norm.momentum) == (1e-3, 0.02)
     assert apply(small(), [GroupNorm(eps=1e-3)], torch.randn(4, 1, 9))[0].trickbox.group_norm.eps == 1e-3
     assert apply(small(), [LayerNorm(eps=1e-3)], torch.randn(4, 1, 9))[0].trickbox.layer_norm.eps == 1e-3
+    assert apply(small(), [InstanceNorm(eps=1e-3)], torch.randn(4, 1, 9))[0].trickbox.instance_norm.eps == 1e-3
+    assert apply(small(), [RMSNorm(eps=1e-3)], torch.randn(4, 1, 9))[0].trickbox.rms_norm.eps == 1e-3
 
 
 def test_a_shared_layer_has_one_norm_a_call() -> None:
@@ -151,7 +153,73 @@ def test_one_channel_a_group_is_instance_norm() -> None:
     assert torch.allclose(out, F.instance_norm(F.conv1d(x, model[0].weight, model[0].bias)), atol=1e-5)
 
 
-@pytest.mark.parametrize(("trick", "independent"), [(BatchNorm(), False), (LayerNorm(), True), (GroupNorm(), True)])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_instance_norm_is_torchs_own(axes: int) -> None:
+    convolution = [nn.Conv1d, nn.Conv2d, nn.Conv3d][axes - 1](1, 6, 3)
+    theirs = [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d][axes - 1](6, affine=True)
+    model, x = nn.Sequential(convolution, nn.Flatten(), nn.LazyLinear(2)), torch.randn(4, 1, *[6] * axes)
+    apply(model, [InstanceNorm()], x)
+    ours = model[0].trickbox.instance_norm
+    for norm in (ours, theirs):
+        norm.load_state_dict({"weight": torch.arange(6.0), "bias": torch.arange(6.0, 0, -1)})
+    raw = F.conv1d if axes == 1 else F.conv2d if axes == 2 else F.conv3d
+    expected = theirs(raw(x, model[0].weight, model[0].bias))
+    assert torch.allclose(model[0](x), expected, atol=1e-5)
+    assert [name for name, _ in ours.named_buffers()] == []
+
+
+def test_rms_norm_of_dense_layers_is_the_hand_written_network_bit_for_bit() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
+    by_hand = nn.Sequential(nn.Linear(4, 8), nn.RMSNorm(8, eps=1e-6), nn.GELU(), nn.Linear(8, 2))
+    by_hand[0].load_state_dict(model[0].state_dict())
+    by_hand[3].load_state_dict(model[2].state_dict())
+    apply(model, [RMSNorm()], torch.randn(3, 5, 4))
+    assert list(model.state_dict())[2:3] == ["0.trickbox.rms_norm.weight"]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (model, by_hand)]
+    for _ in range(4):
+        x = torch.randn(3, 5, 4)
+        for net, optimizer in zip((model, by_hand), optimizers, strict=True):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    ours, theirs = model[0].trickbox.rms_norm.weight, by_hand[1].weight
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours.grad, theirs.grad)
+    assert not torch.equal(ours, torch.ones(8))
+    assert torch.equal(model.eval()(x), by_hand.eval()(x))
+
+
+def test_rms_norm_of_a_convolution_is_over_the_channels_at_each_position() -> None:
+    model, x = small(), torch.randn(4, 1, 9)
+    apply(model, [RMSNorm(eps=1e-3)], x)
+    nn.init.normal_(model[0].trickbox.rms_norm.weight)
+    raw = F.conv1d(x, model[0].weight, model[0].bias)
+    expected = F.rms_norm(raw.transpose(1, 2), (6,), model[0].trickbox.rms_norm.weight, 1e-3).transpose(1, 2)
+    assert torch.allclose(model[0](x), expected, atol=1e-6)
+    assert model[0](x).is_contiguous()
+
+
+def test_rms_norm_of_images_is_timms() -> None:
+    layers = pytest.importorskip("timm.layers", reason="pip install 'trickbox[models]'")
+    x, theirs = torch.randn(4, 3, 6, 6), layers.RmsNorm2d(8)
+    model = apply(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 2)), [RMSNorm()], x)
+    nn.init.normal_(theirs.weight)
+    model[0].trickbox.rms_norm.load_state_dict(theirs.state_dict())
+    raw = F.conv2d(x, model[0].weight, model[0].bias)
+    assert torch.allclose(model[0](x), theirs(raw), atol=1e-6)
+
+
+def test_rms_norm_of_large_half_precision_does_not_overflow() -> None:
+    model = apply(small().half(), [RMSNorm()], torch.zeros(4, 1, 9, dtype=torch.float16))
+    out = model[0](torch.full((4, 1, 9), 2e3, dtype=torch.float16))
+    assert out.dtype is torch.float16
+    assert torch.allclose(out.float().square().mean(1), torch.ones(()), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("trick", "independent"),
+    [(BatchNorm(), False), (LayerNorm(), True), (GroupNorm(), True), (InstanceNorm(), True), (RMSNorm(), True)],
+)
 def test_whether_samples_are_independent(trick: Any, independent: bool) -> None:
     x = torch.randn(4, 1, 9)
     model = apply(small(), [trick], x)
@@ -159,7 +227,7 @@ def test_whether_samples_are_independent(trick: Any, independent: bool) -> None:
     assert torch.allclose(model(x)[0], model(changed)[0], atol=1e-5) == independent
 
 
-@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(), GroupNorm()])
+@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(), GroupNorm(), InstanceNorm(), RMSNorm()])
 def test_the_scale_of_a_normalized_weight_does_not_matter(trick: Any) -> None:
     x = torch.randn(6, 1, 9)
     model = apply(small(), [trick], x)
@@ -183,11 +251,15 @@ def test_default_groups(channels: int, groups: int) -> None:
     ("trick", "layer", "shape", "reason"),
     [
         (BatchNorm(), nn.Conv1d(1, 4, 9), (1, 1, 9), "one value a channel in a whole batch"),
-        (BatchNorm(), nn.Linear(4, 4), (3, 5, 4), "only LayerNorm acts"),
-        (GroupNorm(), nn.Linear(4, 4), (3, 5, 4), "only LayerNorm acts"),
+        (BatchNorm(), nn.Linear(4, 4), (3, 5, 4), "only layer_norm and rms_norm act"),
+        (GroupNorm(), nn.Linear(4, 4), (3, 5, 4), "only layer_norm and rms_norm act"),
         (GroupNorm(3), nn.Conv1d(1, 4, 3), (2, 1, 9), "not a multiple of 3 groups"),
         (GroupNorm(4), nn.Conv1d(1, 4, 9), (2, 1, 9), "one value a group"),
         (LayerNorm(), nn.Linear(4, 1), (3, 4), "one feature has no variance"),
+        (RMSNorm(), nn.Linear(4, 1), (3, 4), "only the sign would be left"),
+        (RMSNorm(), nn.Conv1d(1, 1, 3), (3, 1, 6), "only the sign would be left"),
+        (InstanceNorm(), nn.Linear(4, 4), (3, 4), "one value a channel in a sample"),
+        (InstanceNorm(), nn.Conv1d(1, 4, 9), (2, 1, 9), "one value a channel in a sample"),
         (BatchNorm(), nn.Conv1d(1, 4, 3), (1, 9), "no batch axis"),
         (BatchNorm(), nn.Identity(), (3, 4), "before the head"),
     ],
@@ -223,11 +295,17 @@ def test_settings_are_checked() -> None:
 
 @pytest.mark.parametrize(
     ("norm", "trick"),
-    [(nn.BatchNorm1d(6), BatchNorm()), (nn.GroupNorm(3, 6), GroupNorm(2)), (nn.GroupNorm(1, 6), LayerNorm())],
+    [
+        (nn.BatchNorm1d(6), BatchNorm()),
+        (nn.GroupNorm(3, 6), GroupNorm(2)),
+        (nn.GroupNorm(1, 6), LayerNorm()),
+        (nn.InstanceNorm1d(6), InstanceNorm()),
+        (nn.GroupNorm(6, 6), InstanceNorm()),
+    ],
 )
 def test_a_norm_of_the_same_kind_is_not_doubled(norm: nn.Module, trick: Any) -> None:
     model = small(norm)
-    with pytest.raises(NoEffectError, match=rf"1 follows, a {type(norm).__name__} already"):
+    with pytest.raises(NoEffectError, match=rf"1: it is a {type(norm).__name__} already"):
         apply(model, [trick], torch.randn(4, 1, 9))
     assert model[1] is norm
 
@@ -249,31 +327,6 @@ def test_batch_norm_is_replaced_and_nothing_is_lost(trick: Any) -> None:
     assert "trickbox" not in "".join(model.state_dict())
     undo(model)
     assert model[1] is old
-
-
-def test_a_plain_checkpoint_loads_strictly_into_a_converted_model() -> None:
-    plain = small(nn.BatchNorm1d(6))
-    model = apply(copy.deepcopy(plain), [GroupNorm()], torch.randn(4, 1, 9))
-    nn.init.normal_(plain[1].weight)
-    for net in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        net.load_state_dict(plain.state_dict())
-        assert torch.equal(net[1].weight, plain[1].weight)
-    broken = {**plain.state_dict(), "1.typo": torch.zeros(1)}
-    with pytest.raises(RuntimeError, match="typo"):
-        model.load_state_dict(broken)
-
-
-def test_a_checkpoint_without_statistics_loads_into_batch_norm() -> None:
-    plain = small(nn.GroupNorm(2, 6))
-    model = apply(copy.deepcopy(plain), [BatchNorm()], torch.randn(4, 1, 9))
-    model(torch.randn(4, 1, 9))
-    before = model[1].running_mean.clone()
-    model.load_state_dict(plain.state_dict())
-    assert torch.equal(model[1].running_mean, before)
-    saved = copy.deepcopy(model.state_dict())
-    model(torch.randn(4, 1, 9))
-    model.load_state_dict(saved)
-    assert torch.equal(model[1].running_mean, before)
 
 
 def test_a_norm_without_gain_stays_without() -> None:
@@ -307,7 +360,10 @@ def test_a_norm_at_the_start_of_the_next_block_counts() -> None:
             return x + self.conv(self.norm(x).relu())
 
     model = nn.Sequential(nn.Conv1d(1, 3, 3), Block(), nn.Flatten(), nn.Linear(21, 2))
-    with pytest.raises(NoEffectError, match=r"1.conv: the model's blocks have norms of their own.*; 0: 1.norm follows"):
+    with pytest.raises(
+        NoEffectError,
+        match=r"1.conv: the model's blocks have norms .*; 1.norm: it is a BatchNorm1d already",
+    ):
         apply(model, [BatchNorm()], torch.randn(4, 1, 9))
 
 
@@ -320,7 +376,7 @@ def test_a_transformer_layer_keeps_its_norms() -> None:
 # -- undo --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(dense=True), GroupNorm()])
+@pytest.mark.parametrize("trick", [BatchNorm(), LayerNorm(dense=True), GroupNorm(), InstanceNorm(), RMSNorm()])
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm1d(6), nn.GroupNorm(2, 6)])
 def test_undo_leaves_no_trace(trick: Any, norm: nn.Module | None) -> None:
     model, x = small(copy.deepcopy(norm)), torch.randn(4, 1, 9)
@@ -460,9 +516,9 @@ def test_at_a_q_projection_the_norm_works_on_q_alone() -> None:
 @pytest.mark.parametrize("trick", [BatchNorm, GroupNorm])
 def test_what_cannot_be_normalized_is_skipped_also_at_a_named_place(trick: Any) -> None:
     model, inputs = specimen("gpt")
-    with pytest.raises(NoEffectError, match=r"blocks.0.attn.qkv: .* where only LayerNorm acts"):
+    with pytest.raises(NoEffectError, match=r"blocks.0.attn.qkv: .* where only layer_norm and rms_norm act"):
         apply(model, [trick(at="**.qkv")], inputs)
-    with pytest.raises(NoEffectError, match=r"0: 1 follows, a GroupNorm already"):
+    with pytest.raises(NoEffectError, match=r"1: it is a GroupNorm already"):
         apply(small(nn.GroupNorm(2, 6)), [GroupNorm(2, at="0")], torch.randn(4, 1, 9))
 
 

@@ -192,9 +192,15 @@ def test_the_rates_of_backbone_head_and_new_parameters() -> None:
     factory = partial(torch.optim.SGD, lr=0.5)
     tricks = [Transfer(weights, backbone_lr=0.1), BatchNorm()]
     with Session(model, data, loss=nn.CrossEntropyLoss(), optimizer=factory, tricks=tricks, max_epochs=1) as session:
-        names = {id(p): name for name, p in model.named_parameters()}
-        groups = session.state.optimizer.param_groups
-        rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+        names, rates = {id(p): name for name, p in model.named_parameters()}, {}
+
+        def watch(optimizer: Any, args: Any, kwargs: Any) -> None:
+            rates.update({names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]})
+
+        session.state.optimizer.register_step_pre_hook(watch)
+        for _ in session.epochs():
+            for batch in session.batches():
+                session.step(batch)
     slow = {name for name, rate in rates.items() if rate == pytest.approx(0.05)}
     assert slow == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc1.weight"}
     assert {rate for name, rate in rates.items() if name not in slow} == {0.5}

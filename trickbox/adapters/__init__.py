@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trickbox.box import Box
-from trickbox.checks import check_model, check_untouched
+from trickbox.checks import check_model
 from trickbox.data import KeptGenerators
 from trickbox.errors import ConfigError
 from trickbox.hooks import PHASES
@@ -45,7 +45,6 @@ class Driven(Attached):
 
     def __init__(self, model: nn.Module, tricks: Any, *, seed: int | None, forward: Forward = call) -> None:
         check_model(model)
-        check_untouched(model)
         seed = torch.initial_seed() if seed is None else seed
         super().__init__(model, tricks, seed=seed, forward=forward, wrap=None)
         for phase in PHASES:
@@ -89,7 +88,7 @@ class Driven(Attached):
         self._closed = True
         self._end(error)
         if error is not None and not self.state.step:
-            self._take_back(0)  # nothing has been trained, so the next try shall find the model as it was
+            self._take_back()  # nothing has been trained, so the next try shall find the model as it was
         waiting = self._box.acting("epoch_end")
         if error is None and self.state.step and not self.state.history.rows and waiting:
             raise ConfigError(f"{waiting[0]} acted nowhere: training ended before any epoch or validation did")

@@ -77,7 +77,7 @@ class _Seams:
             metric_modes=None if self.evaluates else {},
         )
         if self.args.load_best_model_at_end and (acting := self.run._box.acting("fit_end")):
-            self.run._take_back(0)
+            self.run._take_back()
             raise ConfigError(f"{acting[0]} and load_best_model_at_end both give the model its last weights; drop one")
         self.wraps.add(trainer, "create_optimizer", self._watch)
         self.wraps.add(trainer, "compute_loss", self._compute_loss)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trickbox.errors import ConfigError
+from trickbox.files import write_whole
 from trickbox.study import figures, stats, words
 from trickbox.study.design import BASELINE
 from trickbox.study.outcome import raw
-from trickbox.study.store import dumps, write_whole
+from trickbox.study.store import dumps
 from trickbox.trick import to_config
 
 if TYPE_CHECKING:

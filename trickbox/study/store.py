@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 import os
-import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from trickbox.files import write_whole
 
 Outcome = dict[str, Any]
 
@@ -135,17 +136,3 @@ def _restored(value: Any) -> Any:
     if isinstance(value, list):
         return [_restored(inner) for inner in value]
     return _ODD.get(value, value) if isinstance(value, str) else value
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is never seen half written: aside in the same folder, flushed to disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

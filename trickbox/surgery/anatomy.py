@@ -12,12 +12,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from functools import cached_property
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from torch import Size, nn
 
 from trickbox.surgery.attach import Attachments
 from trickbox.surgery.flow import Flow
-from trickbox.surgery.sites import CONVOLUTIONS, NORMS, WEIGHT_LAYERS, Site, sites_of
+from trickbox.surgery.sites import CONVOLUTIONS, NORMS, WEIGHT_LAYERS, Site, element_of, sites_of
 from trickbox.surgery.tape import Event, Shape, Tape
 
 _SUMS = ("add", "iadd", "radd")
@@ -46,6 +46,8 @@ class Join:
     """
     skip: tuple[Site, ...]
     """The weight layers on the way around the branch: none, or one projection."""
+    entries: tuple[tuple[Event, int], ...]
+    """Where a branch comes in: the sum, and which of its inputs it is. One, or several for branches side by side."""
 
     @property
     def spatial(self) -> bool:
@@ -137,12 +139,14 @@ class Anatomy:
         found: dict[int, Join] = {}
         for event in self._sums.values():
             terms, within = self._flow.terms(event.number, self._sums.keys())
-            branch = self._around(terms)
+            trunk, branch = self._around(terms)
             for number in within if branch else ():
                 found.pop(number, None)
             ways = ([], branch) if branch else self._ways(event)
             if ways is not None and (join := self._joined(event, *ways)) is not None:
-                found[event.number] = join
+                ends = [term for term in terms if term != trunk] if branch else [self._branch(event, ways[1])]
+                entries = [entry for number in (*sorted(within), event.number) for entry in self._entries(number, ends)]
+                found[event.number] = evolve(join, entries=tuple(entries))
         return list(found.values())
 
     @cached_property
@@ -177,10 +181,6 @@ class Anatomy:
         return max(inside, key=len, default=None)
 
     # -- how it is found -----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _modules(self) -> dict[str, nn.Module]:
-        return dict(self.model.named_modules())
 
     @cached_property
     def _sites(self) -> list[Site]:
@@ -227,8 +227,8 @@ class Anatomy:
         gates = {site.event.number for site in self.gates}
         return self._mapping.keys() - self._flow.reaching(without=gates)
 
-    def _around(self, terms: list[int]) -> list[int]:
-        """The maps of the branches among three or more terms, where one of them is the trunk that all others left."""
+    def _around(self, terms: list[int]) -> tuple[int | None, list[int]]:
+        """Of three or more terms the trunk that all others left, and the maps of these branches."""
         for trunk in terms if len(terms) > 2 else ():
             others = [term for term in terms if term != trunk]
             last = self._flow.common(*others)
@@ -237,8 +237,20 @@ class Anatomy:
                 continue
             branches = [self._maps(start, other) for other in others]
             if all(branches) and self._weighing.issuperset(self._maps(start, last)):
-                return sorted(set().union(*branches))
-        return []
+                return trunk, sorted(set().union(*branches))
+        return None, []
+
+    def _branch(self, event: Event, branch: list[int]) -> int:
+        """Which of the parts of a sum was made last from the maps of its branch."""
+        return next(
+            part for part in self._flow.before(event) if part == branch[-1] or self._flow.leads(branch[-1], part)
+        )
+
+    def _entries(self, number: int, ends: list[int]) -> Iterator[tuple[Event, int]]:
+        event = self.tape.events[number]
+        made = [n for n, tensor in enumerate(event.inputs) if tensor not in self.tape.given]
+        parts = dict(zip(self._flow.before(event), made, strict=True))
+        yield from ((event, parts[end]) for end in ends if end in parts)
 
     def _ways(self, event: Event) -> tuple[list[int], list[int]] | None:
         """The maps on the ways of a skip and of a branch into a sum, from where they part."""
@@ -261,7 +273,7 @@ class Anatomy:
         features = [number for number in branch if number not in self._weighing]
         ends = (s for s in through if s.event.number in features)
         last = tuple(s for s in ends if not any(self._flow.leads(s.event.number, n) for n in features))
-        return Join(event, self._repeated(event.path), through, last, around)
+        return Join(event, element_of(self.model, event.path), through, last, around, ())
 
     def _maps(self, start: int, end: int) -> list[int]:
         return [number for number in self._flow.between(start, end) if number in self._mapping]
@@ -289,18 +301,6 @@ class Anatomy:
     def _once(self, numbers: list[int]) -> bool:
         """Whether each of these is called once: in a recurrence, sums of two products are no shortcut."""
         return all(self.tape.calls(self.tape.events[number].path) == 1 for number in numbers)
-
-    def _repeated(self, path: str) -> str:
-        """The innermost element of a list of modules of its kind that *path* lies in, or *path* itself."""
-        parts = path.split(".")
-        for length in range(len(parts), 0, -1):
-            inner, outer = ".".join(parts[:length]), ".".join(parts[: length - 1])
-            element, parent = self._modules.get(inner), self._modules.get(outer)
-            alike = sum(type(child) is type(element) for child in parent.children()) if parent is not None else 0
-            is_list = isinstance(parent, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
-            if is_list and alike > 1 and element is not None and any(True for _ in element.children()):
-                return inner
-        return path
 
     def _maker(self, tensor: int) -> int | None:
         """The weight layer that a tensor comes out of, through operations on it alone."""

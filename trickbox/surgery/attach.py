@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, Literal, cast
 
@@ -36,6 +36,7 @@ class Rank(IntEnum):
     ADAPTER = 5
     NORM = 10
     DROPOUT = 20
+    SQUEEZE = 22
     GATE = 25
     STOCHASTIC_DEPTH = 30
     SHORTCUT = 40
@@ -97,8 +98,9 @@ class Attachments(nn.Module):
         """Those functions, by all their spellings."""
         self.depth = 0
         """How many of the modules inside the host are running, one in another."""
-        self.inner: tuple[Callable[..., Any], ...] = ()
-        """The hooks by which they say so."""
+        self.inner: list[nn.Module] = []
+        self.hooks: tuple[Callable[..., Any], ...] = ()
+        """Those modules, and the hooks by which they say so."""
 
     def forward(self, x: Any) -> Any:
         """*x* itself: where the host runs all its children in a row, as nn.Sequential does, this is one of them."""
@@ -229,20 +231,24 @@ def attachments(module: nn.Module) -> Attachments | None:
     return found if isinstance(found, Attachments) else None
 
 
-def attach(host: nn.Module, slot: Slot, child: nn.Module | None, calls: int) -> None:
-    """Attach *child* to *host*. Raises `SurgeryError` when the host has something else of that name."""
+def attach(host: nn.Module, slot: Slot, child: nn.Module | None, calls: int, inner: Iterable[nn.Module] = ()) -> None:
+    """Attach *child* to *host*, whose forward calls the modules *inner*.
+
+    Raises `SurgeryError` when the host has something else of that name.
+    """
     found = attachments(host)
     if found is None:
         if hasattr(host, CHILD):
             raise SurgeryError(f"{type(host).__name__} has its own attribute {CHILD!r}, which trickbox needs")
         found = Attachments(calls)
         host.add_module(CHILD, found)
-        host.register_forward_hook(run_after, with_kwargs=True)
-        come_last(host)
-    if slot.function and not found.inner:
-        watch(host, found, run_inside)
+    if slot.function and not found.hooks:
+        watch(host, found, run_inside, inner)
     if _early(slot) and run_before not in host._forward_pre_hooks.values():
         host.register_forward_pre_hook(run_before, with_kwargs=True)
+    if slot.way in ("after", "add") and not slot.function and run_after not in host._forward_hooks.values():
+        host.register_forward_hook(run_after, with_kwargs=True)
+        come_last(host)
     found.add(slot, child)
     found.train(host.training)
 
@@ -254,7 +260,7 @@ def take_off(host: nn.Module, slot: Slot) -> None:
         return
     found.slots = [other for other in found.slots if other is not slot]
     found._modules.pop(slot.name, None)
-    if found.inner and not any(other.function for other in found.slots):
+    if found.hooks and not any(other.function for other in found.slots):
         unwatch(host, found)
     if not found.slots:
         del host._modules[CHILD]
@@ -264,9 +270,9 @@ def take_off(host: nn.Module, slot: Slot) -> None:
 def unwatch(host: nn.Module, attached: Attachments) -> None:
     """Let *host* run its own forward again."""
     del host.__dict__["forward"]
-    for child in host.children():
-        unhook(child, attached.inner)
-    attached.inner = ()
+    for module in attached.inner:
+        unhook(module, attached.hooks)
+    attached.inner, attached.hooks = [], ()
 
 
 def unhook(module: nn.Module, functions: tuple[Callable[..., Any], ...]) -> None:
@@ -285,9 +291,10 @@ def run_before(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return cast(Attachments, host._modules[CHILD]).before(args, kwargs)
 
 
-def run_after(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+def run_after(host: nn.Module, *passed: Any) -> Any:
     """Forward hook of every host."""
-    return cast(Attachments, host._modules[CHILD]).after(args, kwargs, output)
+    # Starred arguments, because dynamo looks into named ones, and warns of outputs that require gradients.
+    return cast(Attachments, host._modules[CHILD]).after(*passed)
 
 
 def run_inside(host: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -319,7 +326,6 @@ def restart_calls(model: nn.Module, args: tuple[Any, ...]) -> None:
 
 def end_calls(model: nn.Module, *_: Any) -> None:
     """Forward hook of such a model: a part of it that is called on its own makes first calls."""
-    # Starred arguments, because dynamo looks into named ones, and warns of outputs that require gradients.
     for attached in model.__dict__[COUNTED]:
         attached.call, attached.counts = 0, False
 

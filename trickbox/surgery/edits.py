@@ -31,10 +31,10 @@ from trickbox.surgery.attach import (
     count_forwards,
     end_calls,
     restart_calls,
-    stay_in_eval,
 )
 from trickbox.surgery.branches import Branch, branch_at, branches_of
 from trickbox.surgery.draws import Clock
+from trickbox.surgery.inside import stand_in
 from trickbox.surgery.ledger import (
     Added,
     Converted,
@@ -48,12 +48,14 @@ from trickbox.surgery.ledger import (
     replace_module,
     tensor_of,
 )
-from trickbox.surgery.places import MODEL, Places, check_matched, choose, unmatched
+from trickbox.surgery.places import MODEL, Places, check_matched, check_not_around, choose, unmatched
 from trickbox.surgery.sites import DROPOUTS, NORMS, Site, functions_of, site_of, sites_of
 from trickbox.surgery.tape import Event, Tape, dry, record
 
 SHOWN = 12
 """How many calls of modules an error names, before it counts kinds."""
+_RESTING = (*NORMS, *DROPOUTS, nn.MultiheadAttention)
+"""What stays in eval mode where it is frozen."""
 
 
 @frozen
@@ -161,11 +163,11 @@ class Surgery:
         sites = list({site.label: site for branch in found for site in branch.sites}.values())
         named = {site.label for site in self.choose(sites, sites, at, None)}
         kept = {site.label for site in self.choose(sites, sites, None, not_at)}
-        return [
-            branch
-            for branch in found
-            if any(site.label in named for site in branch.sites) and all(site.label in kept for site in branch.sites)
-        ]
+        chosen = [b for b in found if any(s.label in named for s in b.sites) and all(s.label in kept for s in b.sites)]
+        for branch in chosen:
+            if branch.is_lost:
+                self.skip(branch.place, "the sum changes in place what the branch has made, and no module makes it")
+        return [branch for branch in chosen if not branch.is_lost]
 
     def choose(
         self, default: Sequence[Site], among: Sequence[Site], at: Places | None, not_at: Places | None
@@ -177,6 +179,8 @@ class Surgery:
         for setting, places in (("at", at), ("not_at", not_at)):
             if unmatched(places, among):
                 self._refuse(setting, places, among)
+        if at is None and not_at is not None:
+            check_not_around(self.acting, not_at, default, among)
         return choose(default if at is None else among, at, not_at)
 
     def _refuse(self, setting: str, places: Places | None, among: Sequence[Site]) -> None:
@@ -227,9 +231,7 @@ class Surgery:
     def insert_before(self, site: Site, child: nn.Module, rank: Rank, tensor: int = 0) -> None:
         """Let *child* change an input of *site*: the first tensor that goes in, or the one of that number."""
         if site.function and tensor == 0 and site.event.in_place:
-            raise SurgeryError(
-                f"{self.acting}: {site.label} changes its first input in place, so it can only act after"
-            )
+            raise SurgeryError(f"{self.acting}: {site.label} changes its first input in place; act after it instead")
         self._attach(site, child, rank, "before", tensor)
 
     def insert_instead(self, site: Site, child: nn.Module, rank: Rank) -> None:
@@ -269,6 +271,7 @@ class Surgery:
         """Replace the layer at *site* everywhere it is used; the new one must put out the same shapes."""
         module.to(_device_of(self.model)).train(site.module.training)
         replace_module(self.model, site.module, module)
+        stand_in(site.module, module)
         ledger(self.model).edits.append(Converted(site.path, site.module))
         added = _count(module) - _count(site.module)
         self.note(site.label, f"{type(site.module).__name__} becomes {type(module).__name__}", added)
@@ -301,34 +304,34 @@ class Surgery:
 
     def freeze(self, path: str) -> None:
         """Stop training everything under *path*; its norms and dropouts stay in eval mode whatever is called."""
-        part = self.model.get_submodule(path)
-        resting = (*NORMS, *DROPOUTS, nn.MultiheadAttention)
-        self._freeze(
-            path, dict(part.named_parameters()), {n: m for n, m in part.named_modules() if isinstance(m, resting)}
-        )
+        prefix, part = f"{path}." if path else "", self.model.get_submodule(path)
+        modules = [(prefix + name).rstrip(".") for name, m in part.named_modules() if isinstance(m, _RESTING)]
+        self._freeze(path, [prefix + name for name, _ in part.named_parameters()], modules)
 
     def hold(self, path: str) -> None:
         """Stop training the parameters of one module itself, and its running statistics; what is inside it goes on."""
-        module = self.model.get_submodule(path)
+        prefix, module = f"{path}." if path else "", self.model.get_submodule(path)
         statistics = getattr(module, "running_mean", None) is not None
-        self._freeze(path, dict(module.named_parameters(recurse=False)), {"": module} if statistics else {})
+        names = [prefix + name for name, _ in module.named_parameters(recurse=False)]
+        self._freeze(path, names, [path] if statistics else [])
 
-    def _freeze(self, path: str, parameters: dict[str, nn.Parameter], resting: dict[str, nn.Module]) -> None:
-        """Stop training *parameters*, and keep the modules *resting* in eval mode; both by their names under *path*."""
-        prefix = f"{path}." if path else ""
-        trained = [prefix + name for name, p in parameters.items() if p.requires_grad]
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        kept, following = [], []
-        for name, module in resting.items():
-            if stay_in_eval not in module._forward_pre_hooks.values():
-                module.register_forward_pre_hook(stay_in_eval)
-                kept.append((prefix + name).rstrip("."))
-                if module.training == self.model.training:
-                    following.append(kept[-1])
-        ledger(self.model).edits.append(Frozen(path, trained, kept, following))
-        self.note(path or "(model)", f"frozen, {len(trained)} parameter tensors")
+    def _freeze(self, path: str, parameters: list[str], modules: list[str]) -> None:
+        edit = Frozen.put(self.model, path, parameters, modules)
+        ledger(self.model).edits.append(edit)
+        self.note(path or MODEL, f"frozen, {len(edit.trained)} parameter tensors")
+
+    def pause(self, name: str, parameters: Sequence[str], modules: Sequence[str]) -> None:
+        """Freeze, in the middle of a run, *parameters* and what rests of *modules*, until `thaw` of the same *name*."""
+        resting = [path for path in modules if isinstance(self.model.get_submodule(path), _RESTING)]
+        edit = Frozen.put(self.model, name, parameters, resting)
+        ledger(self.model).edits += [edit] if edit.trained or edit.kept else []
+
+    def thaw(self, name: str) -> None:
+        """Train again what was paused under *name*, or frozen under that path; harmless where nothing is."""
+        edits = ledger(self.model).edits
+        for edit in [edit for edit in edits if isinstance(edit, Frozen) and edit.path == name]:
+            edit.undo(self.model)
+            edits.remove(edit)
 
     def tick(self, clock: Clock) -> None:
         """Let the model count its forwards for what draws at *clock*."""
@@ -348,7 +351,7 @@ class Surgery:
         child.to(_device_of(self.model))
         self._add(site, slot, child)
         shapes = site.event.input_shapes if way == "before" else site.event.output_shapes
-        where = {"add": "after"}.get(way, way)
+        where = {"add": "after", "instead": "instead of"}.get(way, way)
         what = f"{type(child).__name__}({child.extra_repr()}) on {shapes[tensor]}"
         self.note(f"{where} {site.label}", what, 0 if shared else _count(child))
 
@@ -359,9 +362,14 @@ class Surgery:
         name = "_".join(part for part in parts if part)
         return (attachments(site.module) or Attachments(1)).free_name(name)
 
+    def _called_by(self, site: Site) -> list[nn.Module]:
+        """The modules that the forward of the module at *site* calls itself."""
+        paths = {event.path for event in self.tape.called_by(site.path)}
+        return [module for path, module in self.model.named_modules() if path in paths]
+
     def _add(self, site: Site, slot: Slot, child: nn.Module | None) -> None:
         calls = self.tape.calls(site.path)
-        attach(site.module, slot, child, calls)
+        attach(site.module, slot, child, calls, self._called_by(site) if site.function else ())
         ledger(self.model).edits.append(Added(site.module, slot))
         found = attachments(site.module)
         assert found is not None

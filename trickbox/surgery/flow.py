@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+from collections import defaultdict
 from collections.abc import Collection
+
+from torch import nn
 
 from trickbox.surgery.attach import CHILD
 from trickbox.surgery.tape import Event, Tape
@@ -169,3 +172,25 @@ def _inputs(tape: Tape) -> set[int]:
         if event.is_module:
             break
     return found
+
+
+def parameter_users(model: nn.Module, tape: Tape) -> dict[str, set[str]]:
+    """By the name of every parameter, the paths of the modules that own it or use it in a function.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    >>> net[1].weight = net[0].weight
+    >>> users = parameter_users(net, record(net, torch.zeros(2, 3, dtype=torch.long)))
+    >>> [(name, sorted(paths)) for name, paths in users.items()]
+    [('0.weight', ['0', '1']), ('1.weight', ['0', '1'])]
+    """
+    users: dict[int, set[str]] = defaultdict(set)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in named.items():
+        users[id(parameter)].add(name.rpartition(".")[0])
+    for event in tape.events:
+        for name in (tape.given.get(tensor, "") for tensor in event.inputs if not event.is_module):
+            if name in named:
+                users[id(named[name])].add(event.path)
+    return {name: users[id(parameter)] for name, parameter in named.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from attrs import define, field
@@ -45,7 +47,8 @@ class Converted:
     original: nn.Module
 
     def undo(self, model: nn.Module) -> None:
-        replace_module(model, model.get_submodule(self.path), self.original)
+        new = model.get_submodule(self.path)
+        replace_module(model, new, self.original.train(new.training))
 
 
 @define(eq=False)
@@ -70,6 +73,19 @@ class Frozen:
     trained: list[str]
     kept: list[str]
     following: list[str]
+
+    @classmethod
+    def put(cls, model: nn.Module, path: str, parameters: Collection[str], modules: Collection[str]) -> Frozen:
+        """Stop training *parameters*, and keep *modules* in eval mode, where that is not so already."""
+        trained = [name for name in parameters if model.get_parameter(name).requires_grad]
+        for name in parameters:
+            model.get_parameter(name).requires_grad_(False).grad = None
+        resting = {name: model.get_submodule(name) for name in modules}
+        kept = [name for name, module in resting.items() if stay_in_eval not in module._forward_pre_hooks.values()]
+        for name in kept:
+            resting[name].register_forward_pre_hook(stay_in_eval)
+        following = [name for name in kept if resting[name].training == model.training]
+        return cls(path, trained, kept, following)
 
     def undo(self, model: nn.Module) -> None:
         for name in self.trained:
@@ -111,6 +127,16 @@ class Ledger:
 
     edits: list[Edit] = field(factory=list)
     sealed: bytes | None = None
+    recipes: list[list[dict[str, Any]]] = field(factory=list)
+    """For every time that tricks were put on: those that changed more than weights, in their JSON form, in order."""
+    shared: set[str] = field(factory=set)
+    """The parameters that more than one module uses."""
+    written: set[str] = field(factory=set)
+    """The parameters and buffers that were overwritten, also after the originals are forgotten."""
+
+    def copy(self) -> Ledger:
+        """What is written down now, whatever is added later."""
+        return Ledger(list(self.edits), self.sealed, list(self.recipes), set(self.shared), set(self.written))
 
     def seal(self, model: nn.Module) -> None:
         """Remember the parameters as they are now. Cost: one pass over them, where any was written."""
@@ -149,6 +175,20 @@ def undo_since(model: nn.Module, edits: int) -> None:
             made.pop().undo(model)
 
 
+def builds_since(model: nn.Module, edits: int) -> bool:
+    """Whether any edit but the first so many did more than to overwrite values."""
+    return is_tricked(model) and any(not isinstance(edit, Written) for edit in ledger(model).edits[edits:])
+
+
+def remember(model: nn.Module, recipe: list[dict[str, Any]], shared: set[str]) -> None:
+    """Write down, on a model that was edited, by which tricks, and which parameters more than one module uses."""
+    if is_tricked(model):
+        found = ledger(model)
+        found.recipes += [recipe] if recipe else []
+        found.shared |= shared
+        found.written |= {edit.name for edit in found.edits if isinstance(edit, Written)}
+
+
 def clock_of(model: nn.Module) -> Clock:
     """The clock of the layers of *model* that draw; a new one where there are none."""
     found: Clock = model.__dict__.get(CLOCK) or Clock()
@@ -158,6 +198,11 @@ def clock_of(model: nn.Module) -> Clock:
 def has_draws(model: nn.Module) -> bool:
     """Whether tricks have put layers on *model* that draw."""
     return CLOCK in model.__dict__
+
+
+def recipes_of(model: nn.Module) -> list[list[dict[str, Any]]]:
+    """For every time that tricks were put on *model*: those that changed more than weights, in their JSON form."""
+    return ledger(model).recipes if is_tricked(model) else []
 
 
 def ledger(model: nn.Module) -> Ledger:

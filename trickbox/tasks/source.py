@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from trickbox.engine import fit
+from trickbox.files import write_whole
 from trickbox.streams import derive, forked
-from trickbox.study.store import write_whole
 from trickbox.tasks.waveforms import Waveforms
 
 FAST_WAVES = Waveforms(samples=3000, noise=0.2, frequencies=(8.0, 20.0), lr=0.003, max_epochs=10)

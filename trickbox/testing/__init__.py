@@ -10,6 +10,7 @@ from __future__ import annotations
 from trickbox.testing.checks import CHECKS as CHECKS
 from trickbox.testing.models import tiny_data as tiny_data
 from trickbox.testing.models import tiny_model as tiny_model
+from trickbox.testing.models import tiny_model_for as tiny_model_for
 from trickbox.testing.suite import Report as Report
 from trickbox.testing.suite import check_trick as check_trick
 from trickbox.testing.suite import parametrize_with_checks as parametrize_with_checks

@@ -25,7 +25,7 @@ from trickbox.hooks import hookimpl
 from trickbox.session import Result, Session
 from trickbox.state import State
 from trickbox.surgery import undo
-from trickbox.testing.models import Bare, tiny_data, tiny_model
+from trickbox.testing.models import Bare, tiny_data, tiny_model_for
 from trickbox.trick import fields_of, fresh, hooks_of, is_off, name_of, to_config, trick
 
 Check = Callable[[Any], None]
@@ -92,13 +92,13 @@ def check_off_is_off(subject: Any) -> None:
         return
     off = fresh(subject, **subject.off)
     assert is_off(off)
-    plain, tricked = _run([]), _run([off])
+    plain, tricked = _run([], tiny_model_for(subject)), _run([off], tiny_model_for(subject))
     _assert_same(plain, tricked, "off settings and no trick at all")
 
 
 def check_undo(subject: Any) -> None:
     """`undo` gives back the same class, keys, hooks and bits."""
-    model = tiny_model()
+    model = tiny_model_for(subject)
     before = _snapshot(model)
     with _session(model, [subject]):
         pass
@@ -115,7 +115,7 @@ def check_undo(subject: Any) -> None:
 
 def check_undo_after_training(subject: Any) -> None:
     """After training, `undo` keeps what was trained and takes off what was added."""
-    model = tiny_model()
+    model = tiny_model_for(subject)
     keys = list(model.state_dict())
     result = _run([subject], model)
     trained = {name: value.clone() for name, value in result.model.state_dict().items() if "trickbox" not in name}
@@ -128,7 +128,7 @@ def check_undo_after_training(subject: Any) -> None:
 
 def check_keys_stay(subject: Any) -> None:
     """The model's own keys stay, added ones lie under ``trickbox``, and a plain checkpoint loads strictly."""
-    model = tiny_model()
+    model = tiny_model_for(subject)
     plain = _snapshot(model)
     with _session(model, [subject]):
         keys = list(model.state_dict())
@@ -157,7 +157,7 @@ def check_pairing(subject: Any) -> None:
     """Adding the trick changes neither data order, nor weights that it does not write, nor another trick's draws."""
     plain, tricked = Witness(), Witness()
     for witness, tricks in ((plain, []), (tricked, [subject])):
-        model = tiny_model()
+        model = tiny_model_for(subject)
         with _session(model, [witness, *tricks]) as session:
             member = next(m.trick for m in session._box.members if m.kind == "witness")
             written = session.state.surgery.written()
@@ -176,7 +176,7 @@ def check_pairing(subject: Any) -> None:
 def check_runs_do_not_interact(subject: Any) -> None:
     """One object in two interleaved runs gives what it gives in two separate ones."""
     alone = [_run([subject], seed=seed) for seed in (0, 1)]
-    models = [tiny_model(), tiny_model()]
+    models = [tiny_model_for(subject), tiny_model_for(subject)]
     sessions = [_session(model, [subject], seed=seed) for seed, model in enumerate(models)]
     with sessions[0] as one, sessions[1] as other:
         for _ in zip_longest(one.epochs(), other.epochs()):
@@ -199,7 +199,8 @@ def check_no_effect(subject: Any) -> None:
     model = Bare()
     try:
         with _session(model, [subject]) as session:
-            acted = bool(session.state.scales) or session.state.batches_per_update > 1
+            state = session.state
+            acted = bool(state.scales or state.parameter_options) or state.batches_per_update > 1
     except (NoEffectError, ConfigError) as error:
         assert name_of(subject) in str(error), f"the error must name the trick, got: {error}"
     else:
@@ -262,7 +263,7 @@ def _session(model: nn.Module, tricks: list[Any], seed: int = 0, loss: nn.Module
 
 
 def _run(tricks: list[Any], model: nn.Module | None = None, seed: int = 0, loss: nn.Module | None = None) -> Result:
-    with warnings.catch_warnings(), _session(model or tiny_model(), tricks, seed, loss) as session:
+    with warnings.catch_warnings(), _session(model or tiny_model_for(*tricks), tricks, seed, loss) as session:
         for _ in session.epochs():
             for batch in session.batches():
                 session.step(batch)
