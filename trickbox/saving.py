@@ -24,7 +24,8 @@ from trickbox.metrics import Forward
 from trickbox.nest import call
 from trickbox.run import Run
 from trickbox.state import Batch
-from trickbox.surgery.ledger import Converted, Frozen, Ledger, Written, is_tricked, ledger, seal, undo
+from trickbox.surgery.bake import has_tricks
+from trickbox.surgery.ledger import Converted, Frozen, Ledger, Written, ledger, seal, undo
 
 FORMAT = 1
 TENSORS, RECIPE = "tricks.safetensors", "tricks.json"
@@ -38,11 +39,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Where tricks froze the model, as LoRA and Freeze do, also what still trains, such as the head, and what tricks wrote
     into the frozen part; frozen weights themselves are not written. Where they did not, the model's own weights are
     yours to save: all keys of ``model.state_dict()`` without ``.trickbox.`` in them.
-    Raises `SurgeryError` for a model without tricks, `ConfigError` for one that JSON cannot hold, such as a predicate
-    in ``at=``, or without safetensors. A file that is there is replaced as a whole, or not at all. Cost: a copy of what
-    is written.
+    Raises `SurgeryError` for a model without tricks, `ConfigError` for a trick that JSON cannot hold, such as with a
+    predicate in ``at=``, or that is not registered, and without safetensors. A file that is there is replaced as a
+    whole, or not at all. Cost: a copy of what is written.
     """
-    if not is_tricked(model) or not ledger(model).recipes:
+    if not has_tricks(model) or not ledger(model).recipes:
         raise SurgeryError(f"save: tricks have built nothing on this {type(model).__name__}; save its state_dict")
     recipes = [[_checked(config) for config in recipe] for recipe in ledger(model).recipes]
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _learned(model).items()}

@@ -80,6 +80,8 @@ def _normalize_one(surgery: Surgery, site: Site, norm: Site | None, make: MakeNo
         why = _insert(surgery, site, make)
     elif norm.attached:
         why = f"{norm.label} is a {type(norm.module).__name__} already"
+    elif norm.input_shape != site.output_shape:
+        why = f"{norm.label} follows, and normalizes its output in another shape; convert_norm exchanges that too"
     else:
         site, why = norm, exchange_norm(surgery, norm, make)
     if why is not None:

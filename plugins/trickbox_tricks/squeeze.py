@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trickbox.authoring import (
     CONVOLUTIONS,
+    DROPOUTS,
     Branch,
     Places,
     Rank,
@@ -25,6 +26,9 @@ from trickbox.authoring import (
     places,
     trick,
 )
+
+DROPS = ("DropPath", "StochasticDepth")
+"""The classes by which libraries call what drops whole branches."""
 
 
 class SqueezeExcitation(nn.Module):
@@ -60,10 +64,10 @@ class SqueezeExcite:
     at, not_at   the branches on which it acts, and those on which it does not, named by their block, by the module that
                  makes what is added, or by the sum; in a model without branches, the convolutions behind which it acts
 
-    It acts on what a residual branch with convolutions adds, behind the branch's last norm. In a plain net it acts
-    behind the last convolution of each stage, which ends where the number of positions changes, and behind its norm, in
-    front of the activation; not behind the last stage where the head's pooling follows, which leaves one mean a channel
-    in any case. The factors come from a sigmoid and are about 1/2 at first.
+    It acts on what a residual branch with convolutions adds, behind its last norm and in front of a dropout. In a plain
+    net it acts behind the last convolution of each stage, which ends where the number of positions changes, and behind
+    its norm, in front of the activation; not behind the last stage where the head's pooling follows, which leaves one
+    mean a channel in any case. The factors come from a sigmoid and are about 1/2 at first.
     A model with gates of its own in its blocks gets none, nor does one that joins maps by concatenation, except where
     `at` says so. What is not (N, C, ...) with several positions is skipped.
     Raises `NoEffectError` where it could act nowhere. Cost: one mean and one product an element, and 2 C^2 / reduction
@@ -113,10 +117,16 @@ class SqueezeExcite:
         return surgery.choose(default, anatomy.layers, self.at, self.not_at)
 
     def _on_branch(self, state: State, branch: Branch) -> bool:
-        made = self._made(state, branch.place, branch.shape, branch.channels)
-        if made is not None:
-            state.surgery.insert_in(branch, made, Rank.SQUEEZE)
-        return made is not None
+        surgery, place = state.surgery, branch.place
+        made = self._made(state, place, branch.shape, branch.channels)
+        if made is None:
+            return False
+        if isinstance(place.module, DROPOUTS) or type(place.module).__name__ in DROPS:
+            # Behind it the means of training would not be those of eval.
+            surgery.insert_before(place, made, Rank.SQUEEZE)
+        else:
+            surgery.insert_in(branch, made, Rank.SQUEEZE)
+        return True
 
     def _behind(self, state: State, site: Site) -> bool:
         place = behind_norm(state.surgery.model, state.surgery.tape, site)

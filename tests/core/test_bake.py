@@ -102,19 +102,19 @@ def _at_random(norm):
     return norm.eval()
 
 
-@pytest.mark.parametrize(
-    ("layer", "norm", "why"),
-    [
-        (nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3), "needs a bias"),
-        (nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), "has no statistics of its own"),
-        (nn.ConvTranspose1d(4, 4, 3, groups=2), nn.BatchNorm1d(4), "transposed convolution in groups"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.BatchNorm1d(3), "only torch's own layers"),
-    ],
-)
-def test_what_a_batch_norm_cannot_go_into_is_said_and_nothing_changes(layer, norm, why):
-    before = copy.deepcopy(layer.state_dict())
-    assert why in fold_batch_norm(layer, norm)
-    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+CANNOT = [
+    (nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3), "needs a bias"),
+    (nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), "has no statistics of its own"),
+    (nn.ConvTranspose1d(4, 4, 3, groups=2), nn.BatchNorm1d(4), "transposed convolution in groups"),
+    (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.BatchNorm1d(3), "only torch's own layers"),
+]
+
+
+def test_what_a_batch_norm_cannot_go_into_is_said_and_nothing_changes():
+    for layer, norm, why in CANNOT:
+        before = copy.deepcopy(layer.state_dict())
+        assert why in fold_batch_norm(layer, norm)
+        assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 # -- strip -------------------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def refused(kind):
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_folded_is_an_error_by_name_and_nothing_has_changed(kind):
+def test_what_cannot_be_folded_is_an_error_by_name_nothing_has_changed_and_it_can_be_baked(kind):
     model, inputs = refused(kind)
     before, expected, hooked = copy.deepcopy(model.state_dict()), outputs(model, inputs), hooks(model)
     with pytest.raises(tb.SurgeryError, match=f"^strip: .*{REFUSED[kind][1]}.*Nothing was changed; trickbox.bake"):
@@ -227,6 +227,7 @@ def test_what_cannot_be_folded_is_an_error_by_name_and_nothing_has_changed(kind)
     assert all(map(torch.equal, outputs(model, inputs), expected))
     assert hooks(model) == hooked
     assert is_tricked(model)
+    assert_near(outputs(tb.bake(model), inputs), expected)
 
 
 def test_a_weight_that_a_function_reads_too_is_not_changed():
@@ -251,7 +252,7 @@ def test_a_model_without_tricks_stays_as_it_is_and_one_with_tricks_inside_is_ref
     assert tb.strip(model) is model
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     tb.apply(model, ["dropout"], x)
-    for function in (tb.strip, tb.bake):
+    for function in (tb.strip, tb.bake, partial(tb.save, path="nowhere")):
         with pytest.raises(tb.SurgeryError, match="pass that part, '0'"):
             function(nn.Sequential(model))
 
@@ -329,19 +330,21 @@ def test_export_of_a_baked_model_equals_it():
     assert_near(outputs_of(export(tb.bake(model), x), x), outputs(model, x))
 
 
-def test_one_call_and_functions_keep_their_hooks_and_are_exported_all_the_same():
-    model, inputs = refused("shared")
+KEPT = {
+    "one_call": ([{"trick": "batch_norm", "at": "tower.0[1]"}], "siamese"),
+    "function": (["re_zero", "qk_norm"], "vit"),
+    "block": ([{"trick": "layer_norm", "at": "**.linear1"}], "transformer_encoder"),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_calls_functions_and_torchs_own_blocks_keep_their_hooks_and_are_exported_all_the_same(kind):
+    model, inputs = tricked(*KEPT[kind])
     baked = tb.bake(model)
     assert hooks(baked)
     assert not is_tricked(baked)
     assert_near(outputs(baked, inputs), outputs(model, inputs))
     assert_near(outputs_of(export(baked, inputs), inputs), outputs(model, inputs))
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_strip_refuses_can_be_baked(kind):
-    model, inputs = refused(kind)
-    assert_near(outputs(tb.bake(model), inputs), outputs(model, inputs))
 
 
 def test_a_bias_is_made_for_a_norm_that_needs_one():

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from models.architectures import ARCHITECTURES
-from models.expected import TRICKS
+from models.expected import SETTINGS, TRICKS
 
 import trickbox as tb
 from trickbox.nest import call, tensors
@@ -50,7 +50,7 @@ def test_a_trick_acts_or_says_why_not_and_undo_is_exact(name, trick):
     outputs(model, inputs)  # some install hooks of their own in their first forward
     plain, before, copies = copy.deepcopy(model.state_dict()), look(model), ways_to_copy(model)
     try:
-        tb.apply(model, [trick], inputs)
+        tb.apply(model, [SETTINGS.get(trick, trick)], inputs)
     except tb.NoEffectError:
         pass
     else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from trickbox_tricks.dropout import Dropout
 from trickbox_tricks.initialization import Initialize
-from trickbox_tricks.normalization import BatchNorm, GroupNorm, LayerNorm
+from trickbox_tricks.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from trickbox_tricks.residual import Residual
 from trickbox_tricks.transfer import Freeze
 
@@ -27,6 +27,7 @@ TRICKS: dict[str, Any] = {
     "batch_norm": BatchNorm,
     "layer_norm": LayerNorm,
     "group_norm": GroupNorm,
+    "rms_norm": RMSNorm,
     "residual": partial(Residual, shortcut="projection"),  # fits everywhere
     "initialize": Initialize,
     "freeze": Freeze,
@@ -144,6 +145,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "dropout": ({"p": 0.1}, {"p": 0.5}, {"p": 0.25}),
     "batch_norm": ({"eps": 0.1}, {"eps": 0.2}, {"eps": 0.3}),
     "layer_norm": ({"eps": 0.1}, {"eps": 0.2}, {"eps": 0.3}),
+    "rms_norm": ({"eps": 0.1}, {"eps": 0.2}, {"eps": 0.3}),
     "group_norm": ({"groups": 1}, {"groups": 2, "eps": 0.2}, {"groups": 2, "eps": 0.3}),
     "residual": ({}, {}, {}),
     "initialize": ({}, {"scheme": "orthogonal"}, {"scheme": "xavier"}),

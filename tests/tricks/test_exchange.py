@@ -268,7 +268,7 @@ def test_at_and_not_at_name_norms() -> None:
     apply(model, [ConvertNorm("rms_norm", at="blocks.*.norm1", not_at="blocks.1.**")], inputs)
     assert [name for name, module in model.named_modules() if isinstance(module, nn.RMSNorm)] == ["blocks.0.norm1"]
     with pytest.raises(ConfigError, match=r"at: it cannot act at blocks.0.attn.proj \(Linear\)"):
-        apply(model, [ConvertNorm("rms_norm", at="blocks.0.attn.proj")], inputs)
+        apply(specimen("gpt")[0], [ConvertNorm("rms_norm", at="blocks.0.attn.proj")], inputs)
 
 
 class Louder(nn.LayerNorm):

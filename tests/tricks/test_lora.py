@@ -78,8 +78,12 @@ GEOMETRIES: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("dimensions", "geometry"), GEOMETRIES)
-def test_a_convolution_is_one_with_the_sum_in_its_kernel(dimensions: int, geometry: dict[str, Any]) -> None:
+def test_a_convolution_is_one_with_the_sum_in_its_kernel() -> None:
+    for dimensions, geometry in GEOMETRIES:
+        check_convolution(dimensions, geometry)
+
+
+def check_convolution(dimensions: int, geometry: dict[str, Any]) -> None:
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
     plain, x = (
         nn.Sequential(kind(3, 5, **geometry), nn.Flatten(), nn.LazyLinear(2)),
@@ -126,11 +130,11 @@ def test_the_change_is_linear_in_scale_and_of_the_rank() -> None:
     assert torch.linalg.matrix_rank(low_rank(down, up, 1.0)) == 2
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet", "gpt2", "recurrent_depth"])
-def test_it_begins_as_the_model_was_bit_for_bit(name: str) -> None:
-    model, inputs = specimen(name)
-    before = outputs(model, inputs)
-    assert all(map(torch.equal, outputs(apply(model, [LoRA()], inputs), inputs), before))
+def test_it_begins_as_the_model_was_bit_for_bit() -> None:
+    for name in ("mlp", "resnet", "gpt2", "recurrent_depth"):
+        model, inputs = specimen(name)
+        before = outputs(model, inputs)
+        assert all(map(torch.equal, outputs(apply(model, [LoRA()], inputs), inputs), before)), name
 
 
 @pytest.mark.slow
@@ -246,15 +250,13 @@ REFUSED: list[tuple[nn.Module, tuple[int, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape", "why"), REFUSED)
-def test_a_layer_that_it_would_not_merge_into_is_left_alone_by_name(
-    layer: nn.Module, shape: tuple[int, ...], why: str
-) -> None:
-    x = torch.randn(2, *shape)
-    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(x)[0].numel(), 2))
-    with pytest.raises(NoEffectError, match=f"0: {why}"):
-        apply(model, [LoRA()], x)
-    assert trained(model) == {name for name, _ in model.named_parameters()}
+def test_a_layer_that_it_would_not_merge_into_is_left_alone_by_name() -> None:
+    for layer, shape, why in REFUSED:
+        x = torch.randn(2, *shape)
+        model = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(x)[0].numel(), 2))
+        with pytest.raises(NoEffectError, match=f"0: {why}"):
+            apply(model, [LoRA()], x)
+        assert trained(model) == {name for name, _ in model.named_parameters()}
 
 
 def test_a_layer_that_needs_another_input_is_left_alone_by_name() -> None:
@@ -326,23 +328,23 @@ def test_one_call_of_a_layer_that_is_named_means_all() -> None:
 # -- what learns -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "head", "expected"),
-    [
-        ("resnet", "auto", {"fc.weight", "fc.bias"}),
-        ("resnet", "freeze", set()),
-        ("two_heads", "auto", {f"{kind}_head.{leaf}" for kind in ("class", "box") for leaf in ("weight", "bias")}),
-        ("llama", "auto", set()),
-        ("llama", "train", {"lm_head.weight"}),
-        ("gpt2", "auto", set()),
-        ("bert", "auto", {"classifier.weight", "classifier.bias"}),
-    ],
-)
-def test_nothing_of_the_model_trains_but_the_head(name: str, head: str, expected: set[str]) -> None:
-    model, inputs = specimen(name)
-    apply(model, [LoRA(head=head)], inputs)
-    assert trained(model) == expected
-    assert all(p.requires_grad for adapter in adapters(model).values() for p in adapter.parameters())
+HEADS: list[tuple[str, str, set[str]]] = [
+    ("resnet", "auto", {"fc.weight", "fc.bias"}),
+    ("resnet", "freeze", set()),
+    ("two_heads", "auto", {f"{kind}_head.{leaf}" for kind in ("class", "box") for leaf in ("weight", "bias")}),
+    ("llama", "auto", set()),
+    ("llama", "train", {"lm_head.weight"}),
+    ("gpt2", "auto", set()),
+    ("bert", "auto", {"classifier.weight", "classifier.bias"}),
+]
+
+
+def test_nothing_of_the_model_trains_but_the_head() -> None:
+    for name, head, expected in HEADS:
+        model, inputs = specimen(name)
+        apply(model, [LoRA(head=head)], inputs)
+        assert trained(model) == expected, (name, head)
+        assert all(p.requires_grad for adapter in adapters(model).values() for p in adapter.parameters())
 
 
 def test_a_head_that_has_an_adapter_is_frozen() -> None:

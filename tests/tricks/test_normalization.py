@@ -367,6 +367,12 @@ def test_a_norm_at_the_start_of_the_next_block_counts() -> None:
         apply(model, [BatchNorm()], torch.randn(4, 1, 9))
 
 
+def test_norms_of_features_behind_a_change_of_axes_are_left_to_convert_norm() -> None:
+    model, inputs = specimen("convnext")
+    with pytest.raises(NoEffectError, match=r"0.dwconv: stages.0.norm follows, .* in another shape; convert_norm"):
+        apply(model, [RMSNorm()], inputs)
+
+
 def test_a_transformer_layer_keeps_its_norms() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     with pytest.raises(NoEffectError, match=r"0.linear1: the model's blocks have norms .* such as 0.norm1"):

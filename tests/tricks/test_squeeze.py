@@ -181,6 +181,14 @@ def test_it_stands_behind_norm_and_dropout_and_in_front_of_the_add(other: Any) -
     assert list(again.state_dict()) == list(model.state_dict())
 
 
+def test_it_stands_in_front_of_what_drops_whole_branches() -> None:
+    models = pytest.importorskip("torchvision.models", reason="pip install 'trickbox[models]'")
+    model = models.convnext_tiny(num_classes=2)
+    apply(model, [SqueezeExcite()], torch.randn(2, 3, 64, 64))
+    (slot,) = model.features[1][1].stochastic_depth._modules["trickbox"].slots
+    assert (slot.name, slot.way) == ("squeeze_excite", "before")
+
+
 def test_where_the_output_of_a_layer_is_used_beside_its_norm_it_stands_in_front_of_both() -> None:
     class Beside(nn.Module):
         def __init__(self) -> None:

@@ -53,7 +53,7 @@ def strip(model: nn.Module) -> nn.Module:
     >>> list(strip(net).state_dict())
     ['0.weight', '0.bias', '2.weight', '2.bias']
     """
-    if not _has_tricks(model):
+    if not has_tricks(model):
         return model
     hosts = _hosts(model)
     left = [why for path, host in hosts.items() for why in _fold(model, path, host, in_place=False).values()]
@@ -70,9 +70,9 @@ def bake(model: nn.Module) -> nn.Module:
     """A plain copy of *model* in eval mode that computes the same, for `torch.export`, ONNX and `torch.jit.trace`.
 
     What `strip` can fold is folded, also where a layer needs a bias for it. What is left stands beside its layer in a
-    `WithTricks`, so keys change. Only where something acts on a function inside a forward, or on one of several calls
-    of a module, everything that is left stays attached as it was, by hooks, which all three follow. Nothing is shared
-    with *model*, which keeps its tricks. Cost: a copy of the model.
+    `WithTricks`, so keys change. Only where something acts on a function inside a forward, on one of several calls of a
+    module, or inside one of torch's own blocks, everything that is left stays attached as it was, by hooks, which all
+    three follow. Nothing is shared with *model*, which keeps its tricks. Cost: a copy of the model.
 
     >>> import trickbox
     >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
@@ -81,7 +81,7 @@ def bake(model: nn.Module) -> nn.Module:
     True
     """
     baked = copy.deepcopy(model).eval()
-    if not _has_tricks(baked):
+    if not has_tricks(baked):
         return baked
     hosts = _hosts(baked)
     left = {path: _fold(baked, path, host, in_place=True, new_bias=True) for path, host in hosts.items()}
@@ -199,7 +199,7 @@ def _bare(layer: nn.Module) -> nn.Module:
 # -- taking off --------------------------------------------------------------------------------------------------------
 
 
-def _has_tricks(model: nn.Module) -> bool:
+def has_tricks(model: nn.Module) -> bool:
     """Whether *model* has tricks on. Raises `SurgeryError` where only a part of it has."""
     if is_tricked(model):
         return True
