@@ -322,6 +322,8 @@ class ConvertNorm:
         """Exchange every norm that can be."""
         surgery, make = state.surgery, partial(norm_for, self.to)
         norms = surgery.choose(surgery.anatomy.norms, surgery.anatomy.norms, self.at, self.not_at)
+        if not surgery.anatomy.norms:
+            surgery.remark("it has no norms")
         replaced = []
         for norm in surgery.require(norms, "norms of the model's own"):
             if (why := exchange_norm(surgery, norm, make)) is None:

@@ -80,12 +80,12 @@ class Projection(nn.Module):
         return self.project(adaptive_mean(x, self.lengths))  # type: ignore[no-any-return]
 
 
-def shortcut_for(first: Site, last: Site, kind: str) -> nn.Module | str:
-    """The shortcut from the input of *first* to the output of *last*, or the reason why there is none.
+def shortcut_for(start: tuple[int, ...], last: Site, kind: str) -> nn.Module | str:
+    """The shortcut from a tensor of shape *start* to the output of *last*, or the reason why there is none.
 
     The identity where the shapes are equal; else of the *kind* ``pool`` or ``projection``.
     """
-    start, end = first.input_shape, last.output_shape
+    end = last.output_shape
     dense = not isinstance(last.module, CONVOLUTIONS)
     if start == end:
         return nn.Identity()
@@ -102,14 +102,18 @@ def shortcut_for(first: Site, last: Site, kind: str) -> nn.Module | str:
 
 @trick
 class Residual:
-    """Add the input of a layer to its output, in front of the activation (the order of ResNet v1).
+    """Add the input of a layer to its output, so that the layer need only learn what is missing.
 
     layers     how many consecutive convolutions, or linear layers, one shortcut spans
+    order      ``post``: from the activated input to the output, in front of the activation, as in ResNet v1.
+               ``pre``: from the output of the layer before, behind its norm, so that no activation lies on the way of
+               the shortcuts through the net, as in ResNet v2 (He et al. 2016)
     shortcut   ``pool``: no parameters; means over windows to the output's length, zeros for new channels; where
                channels get fewer, or the features of a linear layer change, there is none.
                ``projection``: a 1x1 convolution behind the means, or a linear layer, without bias.
                Where the shapes are equal, both are the identity
-    at, not_at the layers that may be spanned, and those that may not
+    at, not_at the layers that may be spanned, and those that may not; of any other module that `at` names and that
+               puts out the shape that goes in, such as a block, the whole gets one shortcut around it
 
     A model that has residual connections of its own gets none but `at` places that the user names. The head, the last
     weight layer, is never spanned, and neither is the first layer, but for ``projection`` with
@@ -126,10 +130,11 @@ class Residual:
 
     family: ClassVar = "residual"
     after: ClassVar = ("transfer", "normalization")
-    tunes: ClassVar = ("layers", "shortcut")
+    tunes: ClassVar = ("layers", "shortcut", "order")
 
     layers: int = field(default=1, validator=integer(1))
     shortcut: str = field(default="pool", validator=choice("pool", "projection"))
+    order: str = field(default="post", validator=choice("post", "pre"))
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
 
@@ -154,10 +159,13 @@ class Residual:
             default = []
         if anatomy.recurrent:
             surgery.remark("its recurrent layers are no chain that a shortcut fits")
-        return surgery.choose(default, anatomy.layers, self.at, self.not_at)
+        blocks = [site for site in surgery.sites(nn.Module) if _is_block(surgery, site)]
+        return surgery.choose(default, [*anatomy.layers, *blocks], self.at, self.not_at)
 
     def _segments(self, surgery: Surgery) -> Iterator[list[Site]]:
-        for run in runs(self._layers(surgery)):
+        sites = self._layers(surgery)
+        yield from ([site] for site in sites if _is_block(surgery, site))
+        for run in runs([site for site in sites if not _is_block(surgery, site)]):
             whole = len(run) - len(run) % self.layers
             for site in run[whole:]:
                 surgery.skip(site, f"no {self.layers} consecutive layers are left")
@@ -165,16 +173,39 @@ class Residual:
 
     def _act(self, state: State, segment: list[Site]) -> bool:
         surgery, first, last = state.surgery, segment[0], segment[-1]
+        before = _before(surgery, first) if self.order == "pre" else None
+        start = first.input_shape if before is None else before.output_shape
         # Parameters of a shortcut belong to the layer that it joins.
         with state.streams.forked("init", f"{last.label}.trickbox.residual"):
-            made = objection(surgery, segment) or shortcut_for(first, last, self.shortcut)
+            why_not = objection(surgery, segment if before is None else [before, *segment])
+            made = why_not or shortcut_for(start, last, self.shortcut)
         if isinstance(made, str):
             surgery.skip(first, made)
             return False
-        norm = norm_after(surgery.model, surgery.tape, last.event)
         made.to(next(last.module.parameters()).dtype)
-        surgery.shortcut(first, last if norm is None or norm.attached else norm, made)
+        if before is None:
+            surgery.shortcut(first, _with_norm(surgery, last), made)
+        else:
+            surgery.shortcut(_with_norm(surgery, before), _with_norm(surgery, last), made, of="output")
         return True
+
+
+def _is_block(surgery: Surgery, site: Site) -> bool:
+    """Whether a shortcut fits around a whole module that is no layer."""
+    fits = bool(site.path) and site.input_shape == site.output_shape and len(site.event.outputs) == 1
+    return fits and surgery.tape.holds_others(site.event)
+
+
+def _before(surgery: Surgery, first: Site) -> Site | None:
+    """The weight layer that runs before *first*, or None."""
+    layers = surgery.anatomy.layers
+    return layers[layers.index(first) - 1] if first in layers[1:] else None
+
+
+def _with_norm(surgery: Surgery, layer: Site) -> Site:
+    """The norm of the model's own that follows a layer, or the layer itself."""
+    norm = norm_after(surgery.model, surgery.tape, layer.event)
+    return layer if norm is None or norm.attached else norm
 
 
 def runs(layers: list[Site]) -> list[list[Site]]:

@@ -129,7 +129,7 @@ def objection(site: Site) -> str | None:
     if weight is None:
         return "its weight is computed from other parameters (parametrized)"
     if type(layer) not in KINDS:
-        return f"it is a {type(layer).__name__}, where only Conv1d, Conv2d and Conv3d of torch are standardized"
+        return f"it is a {type(layer).__name__}, and only torch's convolutions, not transposed, are standardized"
     if weight[0].numel() == 1:
         return "one weight a channel has no variance"
     return "it has one position, where it is a linear layer" if set(shape[2:]) == {1} else None

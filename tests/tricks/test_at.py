@@ -229,7 +229,7 @@ CAN = "it can act at the weight layers encoder"
 
 
 @pytest.mark.parametrize("setting", ["at", "not_at"])
-@pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "group_norm", "residual", "initialize"])
+@pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "group_norm", "initialize"])
 @pytest.mark.parametrize(
     ("place", "message"),
     [

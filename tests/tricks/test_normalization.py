@@ -258,7 +258,7 @@ def test_default_groups(channels: int, groups: int) -> None:
         (LayerNorm(), nn.Linear(4, 1), (3, 4), "one feature has no variance"),
         (RMSNorm(), nn.Linear(4, 1), (3, 4), "only the sign would be left"),
         (RMSNorm(), nn.Conv1d(1, 1, 3), (3, 1, 6), "only the sign would be left"),
-        (InstanceNorm(), nn.Linear(4, 4), (3, 4), "one value a channel in a sample"),
+        (InstanceNorm(), nn.Linear(4, 4), (3, 4), "only what convolutions put out has positions"),
         (InstanceNorm(), nn.Conv1d(1, 4, 9), (2, 1, 9), "one value a channel in a sample"),
         (BatchNorm(), nn.Conv1d(1, 4, 3), (1, 9), "no batch axis"),
         (BatchNorm(), nn.Identity(), (3, 4), "before the head"),

@@ -445,3 +445,71 @@ def test_a_place_that_is_no_weight_layer_is_refused(setting: str) -> None:
     with pytest.raises(ConfigError, match=rf"^residual: {setting}: no path matches, .* Did you mean 'conv[12]'\?"):
         apply(model, [Residual(**{setting: ["conv1", "conv3"]})], x)
     assert not sites(model)
+
+
+# -- before the activation, and around blocks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_pre_activation_is_the_hand_written_network_bit_for_bit(layers: int, norm: bool) -> None:
+    """Nothing but sums lies on the way of the shortcuts: h2 = h1 + W relu(h1), as in ResNet v2."""
+
+    class ByHand(nn.Module):
+        def __init__(self, net: nn.Sequential) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = [layer for layer in self.net if isinstance(layer, nn.Linear)]
+            trunk = normed(maps[0](x))
+            for first in range(1, len(maps) - 1, layers):
+                branch = trunk
+                for layer in maps[first : first + layers]:
+                    branch = normed(layer(F.relu(branch)))
+                trunk = branch + trunk
+            return maps[-1](F.relu(trunk))
+
+    def normed(x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, training=True) if norm else x
+
+    x = torch.randn(6, 4)
+    model = chain(4, 8, 8, 8, 8, 8, 3)
+    expected = ByHand(copy.deepcopy(model))
+    apply(model, [Residual(layers=layers, order="pre"), *([BatchNorm()] if norm else [])], x)
+    assert torch.equal(model(x), expected(x))
+    model(x).square().sum().backward()
+    expected(x).square().sum().backward()
+    own = [p.grad for name, p in model.named_parameters() if "trickbox" not in name]
+    for mine, theirs in zip(own, [p.grad for p in expected.parameters()], strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_pre_activation_through_a_pool_and_new_channels() -> None:
+    x = torch.randn(4, 1, 128)
+    model, plain = PlainNet(), PlainNet()
+    plain.load_state_dict(model.state_dict())
+    apply(model, [Residual(order="pre")], x)
+    first = plain.conv1(x)
+    second = plain.conv2(plain.pool(F.relu(first))) + pool_shortcut(first, (32, 14))
+    hidden = F.relu(plain.fc1(plain.pool(F.relu(second)).flatten(1)))
+    assert torch.equal(model(x), plain.fc2(hidden))
+
+
+def test_a_block_that_is_named_gets_one_shortcut_around_all_of_it() -> None:
+    x = torch.randn(6, 4)
+    block = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    model = nn.Sequential(nn.Linear(4, 8), block, nn.ReLU(), nn.Linear(8, 2))
+    hidden = model[0](x)
+    expected = model[3](F.relu(block(hidden) + hidden))
+    apply(model, [Residual(at="1")], x)
+    assert torch.equal(model(x), expected)
+    undo(model)
+    with pytest.raises(ConfigError, match=r"it cannot act at 2 \(ReLU\)"):
+        apply(model, [Residual(at="2")], x)
+
+
+def test_around_a_block_whose_shape_changes_there_is_none() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 2))
+    with pytest.raises(ConfigError, match=r"it cannot act at 0 \(Sequential\)"):
+        apply(model, [Residual(at="0")], torch.randn(6, 4))

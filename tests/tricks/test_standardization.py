@@ -228,8 +228,8 @@ class Own(nn.Conv2d):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.ConvTranspose2d(3, 8, 3), "0: it is a ConvTranspose2d, where only Conv1d, Conv2d and Conv3d of torch"),
-        (Own(3, 8, 3), "0: it is a Own, where only"),
+        (nn.ConvTranspose2d(3, 8, 3), "0: it is a ConvTranspose2d, and only torch's convolutions, not transposed"),
+        (Own(3, 8, 3), "0: it is a Own, and only"),
         (spectral_norm(nn.Conv2d(3, 8, 3)), "0: its weight is computed from other parameters"),
         (nn.Conv2d(3, 8, 6), "0: it has one position, where it is a linear layer"),
         (nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.Unflatten(1, (8, 1))), "looked for convolutions before"),
@@ -249,7 +249,7 @@ def test_a_transformer_has_none_by_itself() -> None:
     with pytest.raises(NoEffectError, match="its residual branches have no convolutions"):
         apply(model, [WeightStandardization()], inputs)
     assert list(kinds(apply(model, [WeightStandardization(at="conv_proj")], inputs))) == ["conv_proj"]
-    with pytest.raises(NoEffectError, match="it is a Linear, where only"):
+    with pytest.raises(NoEffectError, match="it is a Linear, and only"):
         apply(specimen("vit")[0], [WeightStandardization(at="layers.0.mlp.0")], inputs)
     with pytest.raises(ConfigError, match="weight_standardization: eps must be in"):
         WeightStandardization(eps=0)

@@ -165,7 +165,9 @@ class Attachments(nn.Module):
 
     def _output(self, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """*output* as one slot leaves it."""
-        child = self._modules[slot.name] if slot.way in ("after", "add") else None
+        if slot.way == "after" and slot.stash is not None:
+            slot.stash.value = output
+        child = self._modules.get(slot.name) if slot.way in ("after", "add") else None
         if child is None:
             return output
         if slot.way == "after":

@@ -259,12 +259,16 @@ class Surgery:
         """
         self._attach(site, path, rank, "add")
 
-    def shortcut(self, first: Site, last: Site, path: nn.Module) -> None:
-        """Add ``path(input of first)`` to the output of *last*; shapes must be equal, nothing broadcasts."""
+    def shortcut(self, first: Site, last: Site, path: nn.Module, of: Literal["input", "output"] = "input") -> None:
+        """Add *path* of what goes into *first*, or of its output, to the output of *last*.
+
+        Shapes must be equal, nothing broadcasts.
+        """
         stash = None
         if (first.path, first.call) != (last.path, last.call):
             stash = Stash()
-            self._add(first, Slot("stash", first.call, Rank.SHORTCUT, "before", stash), None)
+            way: Way = "before" if of == "input" else "after"
+            self._add(first, Slot("stash", first.call, Rank.SHORTCUT, way, stash), None)
         self._attach(last, path, Rank.SHORTCUT, "add", stash=stash)
 
     def convert(self, site: Site, module: nn.Module) -> None:

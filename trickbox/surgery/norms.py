@@ -114,7 +114,9 @@ def instance_norm_for(shape: Shape, spatial: bool, eps: float = 1e-5) -> nn.Modu
     >>> instance_norm_for((4, 8, 5), spatial=True)
     GroupNorm(8, 8, eps=1e-05, affine=True, bias=True)
     """
-    if not spatial or math.prod(shape[2:]) == 1:
+    if not spatial:
+        return "only what convolutions put out has positions, over which it works"
+    if math.prod(shape[2:]) == 1:
         return "one value a channel in a sample has no variance"
     return nn.GroupNorm(shape[1], shape[1], eps=eps)
 
@@ -164,7 +166,7 @@ def exchange_norm(surgery: Surgery, norm: Site, make: MakeNorm) -> str | None:
     if surgery.model.get_submodule(norm.path) is not old:
         return None  # shared, and replaced at an earlier call
     if not _is_torchs(old, shape):
-        return f"it is a {type(old).__name__}, and what that does only its own code knows"
+        return f"it is a {type(old).__name__}, a class whose work only its own code knows"
     made = make(shape, _is_spatial(old, shape))
     if isinstance(made, str):
         return made
