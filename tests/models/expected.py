@@ -81,7 +81,7 @@ mlp
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -96,7 +96,7 @@ mlp_functional
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -111,7 +111,7 @@ mlp_dropout
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -126,7 +126,7 @@ cnn_1d
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           after {0,3}
     weight_standardization  replaces {0,3}
     squeeze_excite          after 0  # behind 3 the net pools to one value a channel
@@ -141,7 +141,7 @@ cnn_2d
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           after conv{1,2}
     weight_standardization  replaces conv{1,2}
     squeeze_excite          after conv{1,2}  # fc1 reads all positions
@@ -174,7 +174,7 @@ autoencoder
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -194,7 +194,7 @@ generator
     attention_dropout       refused: attention
     convert_norm            replaces main.{1,4}
     instance_norm           replaces main.{1,4}
-    weight_standardization  refused: transposed
+    weight_standardization  refused: ConvTranspose2d
     squeeze_excite          after main.{1,4}  # each transposed convolution is a stage
     lora                    refused: transposed
 
@@ -207,11 +207,11 @@ spectral_norm
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           after {0,2}
     weight_standardization  refused: parametri
     squeeze_excite          after {0,2}
-    lora                    refused: parametri
+    lora                    refused: computed
 
 lazy
     dropout     after {0,2,5}
@@ -222,7 +222,7 @@ lazy
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           after {0,2}
     weight_standardization  replaces {0,2}
     squeeze_excite          after {0,2}
@@ -237,7 +237,7 @@ functional_weights  # the model is its only module, and so its own head
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: weight layer
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -347,7 +347,7 @@ resnet_plain
     branches                after blocks.{0,1}.conv2
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           after stem blocks.{0,1}.conv{1,2}
     weight_standardization  replaces stem blocks.{0,1}.conv{1,2}  # the norm that sets the scale is another trick
     squeeze_excite          after blocks.{0,1}.conv2
@@ -598,7 +598,7 @@ llama
     branches                after layers.{0,1}.{self_attn,mlp}
     qk_norm                 before layers.{0,1}.self_attn:scaled_dot_product_attention
     attention_dropout       inside layers.{0,1}.self_attn:scaled_dot_product_attention
-    convert_norm            refused: class  # only its own code knows what this norm does
+    convert_norm            refused: only its own code knows  # only its own code knows what this norm does
     instance_norm           refused: blocks have norms
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -616,7 +616,7 @@ lstm
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: recurrent
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -631,7 +631,7 @@ gru
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: recurrent
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -646,7 +646,7 @@ embedding_bag
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -661,7 +661,7 @@ mapping_inputs
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -678,7 +678,7 @@ siamese
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -693,7 +693,7 @@ recurrent_depth
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -709,7 +709,7 @@ auxiliary_head
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           after conv{1,2}
     weight_standardization  replaces conv{1,2}
     squeeze_excite          refused: pool  # the only stage ends there
@@ -726,7 +726,7 @@ mixture_of_experts
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention  # the softmax is over experts
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -745,7 +745,7 @@ graph
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -760,7 +760,7 @@ two_heads
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: no norm
+    convert_norm            refused: norms of the model's own
     instance_norm           refused: convolution
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution

@@ -12,7 +12,15 @@ from trickbox.testing.zoo import specimen
 
 WAYS = {"instead": "inside", "add": "after"}
 RECURRENT = ("lstm", "gru")
-DIFFERENT: dict[tuple[str, str], str] = {}
+DIFFERENT = {
+    ("convnext", "layer_scale"): "that a factor of the model's own is a layer scale is not seen",
+    ("resnet_squeeze", "lora"): "the first half of a gate is not told from a layer that makes features",
+    ("mixture_of_experts", "lora"): "a router is left alone, which is as good",
+    (
+        "multihead_attention",
+        "lora",
+    ): "where the model itself adds, the layer in front of the first branch lies in the block",
+}
 
 
 def label(edit, path):

@@ -95,10 +95,15 @@ def test_expected_places_are_calls_that_a_training_forward_makes(name):
     model, inputs = specimen(name)
     counts = calls(model, inputs)
 
-    for verb, path in places(name, "dropout", "residual", *NORMS):
+    modules = ("dropout", "residual", *NORMS, "instance_norm", "convert_norm", "squeeze_excite", "lora")
+    for verb, path in (place for place in places(name, *modules) if ":" not in place[1]):
         bare, _, number = path.rstrip("]").partition("[")
         assert counts[bare] > int(number or 0), f"{path} is not called"
         assert verb == "replaces" or (counts[bare] > 1) == bool(number), f"{path} is called {counts[bare]} times"
+
+
+KINDS = {"dropout": "dropout", "attention_dropout": "dropout", "weight_standardization": "conv"}
+"""What a trick replaces, where that is no norm."""
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -109,7 +114,7 @@ def test_expected_places_name_each_thing_once_and_replace_like_by_like(name):
         assert isinstance(row := EXPECTED[name][trick], Refusal) or len(set(row)) == len(row)
         replaced = [] if trick in ("initialize", "freeze") else places(name, trick)
         kinds = {type(model.get_submodule(path)).__name__ for verb, path in replaced if verb == "replaces"}
-        assert all(re.search("dropout" if trick == "dropout" else "norm", kind.lower()) for kind in kinds)
+        assert all(re.search(KINDS.get(trick, "norm"), kind.lower()) for kind in kinds)
 
 
 @pytest.mark.parametrize("name", ZOO)
