@@ -37,9 +37,9 @@ from trickbox.surgery import (
     exchange_norm,
     gain_after,
     norm_after,
-    product_of,
     norm_for,
     parameter_users,
+    product_of,
 )
 from trickbox.targets import check_classes, labels_inside, probabilities, takes_probabilities
 from trickbox.trick import choice, flag, integer, interval, places, text, trick

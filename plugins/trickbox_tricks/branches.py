@@ -25,6 +25,8 @@ from trickbox.authoring import (
     trick,
 )
 
+FOLDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+"""Layers whose first axis of weight and bias is that of the features which they put out."""
 OWN = ("DropPath", "StochasticDepth")
 """The classes by which libraries call their own stochastic depth."""
 
@@ -83,6 +85,17 @@ class Gain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """*x* times the factor."""
         return x * self.weight
+
+    def fold_into(self, layer: nn.Module) -> bool:
+        """Scale the weight and the bias of *layer*; False where it is no layer or norm that puts these features out."""
+        own = [p for p in (layer._parameters.get(name) for name in ("weight", "bias")) if p is not None]
+        if not isinstance(layer, FOLDS) or not own:
+            return False
+        gain = self.weight.detach().flatten()
+        with torch.no_grad():
+            for parameter in own:
+                parameter.mul_(gain.reshape(-1, *[1] * (parameter.ndim - 1)))
+        return True
 
     def extra_repr(self) -> str:
         """The shape of the factor."""

@@ -23,10 +23,10 @@ from trickbox.authoring import (
     attend,
     attend_with_heads,
     attentions,
+    behind_norm,
     choice,
     hookimpl,
     interval,
-    norm_after,
     places,
     trick,
 )
@@ -238,7 +238,7 @@ class Dropout:
         if before:
             surgery.insert_before(site, new, Rank.DROPOUT)
         else:
-            surgery.insert(_behind_norm(surgery, site), new, Rank.DROPOUT)
+            surgery.insert(behind_norm(surgery.model, surgery.tape, site), new, Rank.DROPOUT)
         return True
 
     def _sites(self, surgery: Surgery) -> tuple[list[Site], list[Site]]:
@@ -312,13 +312,6 @@ def _layers(surgery: Surgery) -> list[Site]:
 
 def _is_spatial(site: Site) -> bool:
     return isinstance(site.module, (*CONVOLUTIONS, *POOLS))
-
-
-def _behind_norm(surgery: Surgery, site: Site) -> Site:
-    """The norm that follows *site*, unless something else uses its output too, such as the skip around a branch."""
-    norm = norm_after(surgery.model, surgery.tape, site.event)
-    follows = norm is not None and not norm.attached and len(surgery.tape.users(site.event)) == 1
-    return norm if norm is not None and follows else site
 
 
 def dropout_after(surgery: Surgery, event: Event) -> Event | None:

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import trickbox as tb
 from trickbox.nest import call, map_tensors, tensors
-from trickbox.surgery import evaluating, is_tricked
+from trickbox.surgery import Draws, evaluating, is_tricked
 from trickbox.surgery.bake import WithTricks, fold_batch_norm
 from trickbox.testing import tiny_data, tiny_model
 from trickbox.testing.zoo import ZOO, specimen
@@ -297,6 +297,7 @@ def test_a_baked_model_is_a_plain_copy_with_equal_outputs(kind):
     assert not hooks(baked)
     assert not any("trickbox" in name for name in vars(baked))
     assert not any(module.training for module in baked.modules())
+    assert not any(isinstance(value, Draws) for module in baked.modules() for value in vars(module).values())
     assert_near(outputs(baked, inputs), expected)
     assert_near(outputs(pickle.loads(pickle.dumps(baked)), inputs), expected)
     with torch.no_grad():

@@ -20,7 +20,7 @@ USER = """
 """.split()  # noqa: SIM905
 LAZY = ("trickbox", "trickbox.study", "trickbox_tricks")
 NAMESPACES = (*LAZY, "trickbox.authoring")
-CONSTANTS = {"CONVOLUTIONS", "DROPOUTS", "NORMS", "POOLS", "ACCURACY", "LOSS"}
+CONSTANTS = {"MakeNorm", "CONVOLUTIONS", "DROPOUTS", "NORMS", "POOLS", "ACCURACY", "LOSS"}
 
 
 def python(code):

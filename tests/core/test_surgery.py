@@ -884,3 +884,26 @@ def test_what_a_surgery_wrote_after_training_is_taken_back_to_what_was_trained(d
     tb.undo(net)
     for name, value in net.state_dict().items():
         assert torch.equal(value, trained[name]), name
+
+
+def test_what_is_attached_to_a_layer_goes_over_to_what_takes_its_place():
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.Identity(), nn.Linear(3, 2)), torch.randn(4, 3)
+    seen = []
+    net[1].register_forward_hook(lambda *call: seen.append(type(call[0]).__name__))
+    plain = net(x)
+    surgery = Surgery.on(net, x)
+    identity = next(site for site in surgery.sites(nn.Identity))
+    surgery.insert(identity, nn.Hardtanh(), Rank.NORM)
+    attached = net(x)
+    surgery.convert(identity, nn.Flatten(1))
+    seen.clear()
+    assert torch.equal(net(x), attached)
+    assert seen == ["Flatten"]
+    surgery.insert(next(site for site in surgery.sites(nn.Flatten)), nn.ReLU(), Rank.DROPOUT)
+    assert [slot.rank for slot in net[1].trickbox.slots] == [Rank.NORM, Rank.DROPOUT]
+    tb.undo(net)
+    assert type(net[1]) is nn.Identity
+    assert torch.equal(net(x), plain)
+    assert seen[-1] == "Identity"
+    assert not net[1]._forward_pre_hooks
+    assert len(net[1]._forward_hooks) == 1

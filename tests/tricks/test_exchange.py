@@ -128,6 +128,13 @@ def test_there_and_back_again_is_the_old_norm() -> None:
     assert torch.equal(model.eval()(X), plain.eval()(X))
 
 
+def test_statistics_that_a_trick_brought_go_with_its_norm() -> None:
+    plain = net(nn.GroupNorm(2, 6))
+    model = apply(copy.deepcopy(plain), [ConvertNorm("batch_norm")], X)
+    apply(model, [("again", ConvertNorm("rms_norm"))], X)
+    assert same(model.state_dict(), plain.state_dict())
+
+
 # -- what is taken over ------------------------------------------------------------------------------------------------
 
 

@@ -277,6 +277,26 @@ def unwatch(host: nn.Module, attached: Attachments) -> None:
     attached.inner, attached.hooks = [], ()
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def stand_in(old: nn.Module, new: nn.Module) -> None:
+    """Let *new*, which takes the place of *old*, have what is attached to *old*, and all of its hooks."""
+    for name in _HOOKS:
+        vars(new)[name] = vars(old)[name] | vars(new)[name]
+    new._is_full_backward_hook = old._is_full_backward_hook
+    if (found := attachments(old)) is not None:
+        new.add_module(CHILD, found)
+
+
 def unhook(module: nn.Module, functions: tuple[Callable[..., Any], ...]) -> None:
     """Remove those forward hooks from *module*; a copy has the hooks of its original, but not their handles."""
     for hooks, with_kwargs in (

@@ -31,10 +31,10 @@ from trickbox.surgery.attach import (
     count_forwards,
     end_calls,
     restart_calls,
+    stand_in,
 )
 from trickbox.surgery.branches import Branch, branch_at, branches_of
 from trickbox.surgery.draws import Clock
-from trickbox.surgery.inside import stand_in
 from trickbox.surgery.ledger import (
     Added,
     Converted,

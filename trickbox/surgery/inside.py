@@ -92,13 +92,6 @@ def watch(host: nn.Module, attached: Any, forward: Callable[..., Any], inner: It
         _say(module, *attached.hooks)
 
 
-def stand_in(old: nn.Module, new: nn.Module) -> None:
-    """Let *new*, which takes the place of *old*, say when it runs where *old* does."""
-    for before, after in zip(_hooks(old._forward_pre_hooks, _enter), _hooks(old._forward_hooks, _leave), strict=True):
-        if before not in new._forward_pre_hooks.values():
-            _say(new, before, after)
-
-
 def come_last(module: nn.Module) -> None:
     """Let *module* say that it is done only after what was attached to it later."""
     hooks = cast("OrderedDict[int, Callable[..., Any]]", module._forward_hooks)
@@ -109,10 +102,6 @@ def come_last(module: nn.Module) -> None:
 def _say(module: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> None:
     module.register_forward_pre_hook(before, prepend=True)
     module.register_forward_hook(after)
-
-
-def _hooks(of: dict[int, Callable[..., Any]], function: Callable[..., Any]) -> list[Callable[..., Any]]:
-    return [hook for hook in of.values() if getattr(hook, "func", None) is function]
 
 
 def _enter(attached: Any, module: nn.Module, args: Any) -> None:

@@ -195,15 +195,14 @@ def kind_of(norm: nn.Module) -> str:
     ['layer_norm', 'instance_norm', 'batch_norm']
     """
     if isinstance(norm, nn.GroupNorm):
-        special = {1: "layer_norm", norm.num_channels: "instance_norm"}
-        return special.get(norm.num_groups, "group_norm") if norm.num_channels > 1 else "layer_norm"
-    kinds: dict[str, tuple[type, ...]] = {
-        "batch_norm": (nn.modules.batchnorm._BatchNorm,),
-        "instance_norm": (nn.modules.instancenorm._InstanceNorm,),
-        "layer_norm": (nn.LayerNorm,),
-        "rms_norm": (nn.RMSNorm,),
+        return {norm.num_channels: "instance_norm", 1: "layer_norm"}.get(norm.num_groups, "group_norm")
+    kinds: dict[str, type] = {
+        "batch_norm": nn.modules.batchnorm._BatchNorm,
+        "instance_norm": nn.modules.instancenorm._InstanceNorm,
+        "layer_norm": nn.LayerNorm,
+        "rms_norm": nn.RMSNorm,
     }
-    return next((kind for kind, classes in kinds.items() if isinstance(norm, classes)), type(norm).__name__)
+    return next((kind for kind, cls in kinds.items() if isinstance(norm, cls)), type(norm).__name__)
 
 
 def _is_spatial(norm: nn.Module, shape: Shape) -> bool:
@@ -230,19 +229,8 @@ def _is_torchs(norm: nn.Module, shape: Shape) -> bool:
             return False
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
 def take_over(old: nn.Module, new: nn.Module) -> str | None:
-    """Let *new* stand for the norm *old*: gain, shift, eps, hooks, and all keys; or say why it cannot.
+    """Let *new* stand for the norm *old*: gain, shift, eps, and all keys; or say why it cannot.
 
     Gain, shift and statistics are the same objects, so that *old* comes back with what was trained. Statistics that
     *new* has no use for stay as they are: a state dict of either loads into the other. Those that only *new* has are
@@ -263,13 +251,14 @@ def take_over(old: nn.Module, new: nn.Module) -> str | None:
     new._parameters.update(own)  # type: ignore[arg-type]
     if isinstance(eps := getattr(old, "eps", None), float):
         new.eps = eps  # type: ignore[assignment]
-    if statistics := list(old.buffers(recurse=False)):
+    foreign = save_apart in old._state_dict_hooks.values()  # of a batch norm that a trick has put there
+    statistics = [] if foreign else list(old.buffers(recurse=False))
+    if statistics:
         new._buffers = old._buffers
     if isinstance(new, nn.modules.batchnorm._BatchNorm) and not statistics:
         new.register_state_dict_post_hook(save_apart)  # type: ignore[no-untyped-call]
         new.register_load_state_dict_pre_hook(load_apart)  # type: ignore[no-untyped-call]
-    for name in ("_modules", *_HOOKS):
-        new.__dict__[name] = old.__dict__[name].copy()
+    new._modules.update(old._modules)
     return None
 
 
