@@ -381,10 +381,26 @@ def test_other_names_of_a_layer_are_still_found_on_it():
         _ = baked.fc.no_such_name
 
 
-def test_onnx_takes_a_baked_model():
-    pytest.importorskip("onnxscript", reason="ONNX export needs: pip install onnx onnxscript")
-    model, x = tricked(["layer_norm", "dropout"], "mlp")
-    assert torch.onnx.export(tb.bake(model), (x,), dynamo=True) is not None
+SHIPPED = {
+    "mlp": ["layer_norm", "dropout"],
+    "resnet": ["stochastic_depth", "layer_scale"],
+    "cnn_2d": ["batch_norm", "residual"],
+    "convnext": ["layer_scale"],
+    "gpt": ["qk_norm"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_baked_model_runs_in_onnx(name):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install 'trickbox[onnx]'")
+    model, x = specimen(name)
+    baked = tb.bake(tb.apply(model, SHIPPED[name], x))
+    program = torch.onnx.export(baked, (x,), dynamo=True)
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), baked(x), rtol=1e-5, atol=1e-5)
 
 
 # -- every trick on every model ----------------------------------------------------------------------------------------
