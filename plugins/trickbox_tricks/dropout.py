@@ -88,14 +88,17 @@ class StreamDropout(nn.modules.dropout._DropoutNd):
         return f"p={self.p}, {self.kind}"
 
 
-def mask_shape(shape: Sequence[int], kind: str, time: int) -> list[int]:
+def mask_shape(shape: Sequence[int], kind: str, time: int) -> Sequence[int]:
     """The shape of a mask: one value for each element, for each channel, or for each element but over *time*.
 
     >>> [mask_shape((4, 5, 6), kind, time=1) for kind in ("element", "channel", "locked")]
-    [[4, 5, 6], [4, 5, 1], [4, 1, 6]]
+    [(4, 5, 6), (4, 5, 1), (4, 1, 6)]
     """
-    shared = {"element": [], "channel": list(range(2, len(shape))), "locked": [time]}[kind]
-    return [1 if axis in shared else length for axis, length in enumerate(shape)]
+    if kind == "element":
+        return shape
+    if kind == "channel":
+        return (*shape[:2], *[1] * (len(shape) - 2))
+    return (*shape[:time], 1, *shape[time + 1 :])
 
 
 class FunctionDropout(StreamDropout):

@@ -92,6 +92,8 @@ class Attachments(nn.Module):
         """Whether a forward of the whole model is running, in which calls are numbered."""
         self.entered = 0
         self.slots: list[Slot] = []
+        self.row: list[str] = []
+        """The children one after the other, where all of them act on the output of a host that is called once."""
         self.planned: dict[tuple[int, str], int] = {}
         """How often each call of the host calls the functions that something acts on."""
         self.table: dict[Callable[..., Any], str] = {}
@@ -110,7 +112,17 @@ class Attachments(nn.Module):
         """Add one child; of equal rank, the earlier is nearer to the layer."""
         if child is not None:
             self.add_module(slot.name, child)
-        self.slots = sorted([*self.slots, slot], key=lambda each: each.rank)
+        self._set_slots(sorted([*self.slots, slot], key=lambda each: each.rank))
+
+    def remove(self, slot: Slot) -> None:
+        """Remove a slot and its child."""
+        self._set_slots([other for other in self.slots if other is not slot])
+        self._modules.pop(slot.name, None)
+
+    def _set_slots(self, slots: list[Slot]) -> None:
+        self.slots = slots
+        in_a_row = self.calls == 1 and all(_is_behind(slot) for slot in slots)
+        self.row = [slot.name for slot in slots] if in_a_row else []
 
     def plan(self, slot: Slot, calls: int) -> None:
         """Expect *calls* calls of the function of *slot*."""
@@ -142,6 +154,10 @@ class Attachments(nn.Module):
 
     def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """What the host gives back instead of *output*."""
+        if self.row and isinstance(output, Tensor):
+            for name in self.row:
+                output = self._modules[name](output)  # type: ignore[misc]
+            return output
         call = self.entered if any(map(_early, self.slots)) else self._number()
         for slot in self.slots:
             if slot.call == call and not slot.function:
@@ -198,6 +214,11 @@ class Attachments(nn.Module):
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _is_behind(slot: Slot) -> bool:
+    """Whether a child acts on the output of the host and on nothing else."""
+    return slot.way == "after" and slot.stash is None and not slot.function and slot.call == 0
 
 
 def _early(slot: Slot) -> bool:
@@ -260,8 +281,7 @@ def take_off(host: nn.Module, slot: Slot) -> None:
     found = attachments(host)
     if found is None:
         return
-    found.slots = [other for other in found.slots if other is not slot]
-    found._modules.pop(slot.name, None)
+    found.remove(slot)
     if found.hooks and not any(other.function for other in found.slots):
         unwatch(host, found)
     if not found.slots:
