@@ -49,11 +49,23 @@ def test_without_a_store_the_study_itself_remembers(here: Any) -> None:
 def test_a_failing_trick_is_an_outcome(here: Any) -> None:
     too_deep = Arm("short", overrides={"length": 31, "samples": 60, "lr": 1e18, "max_epochs": 3})
 
-    with pytest.warns(UserWarning, match="diverged|not finite"):
-        outcome = Study(SMALL, [too_deep], seeds=2).run(executor=here)
+    outcome = Study(SMALL, [too_deep], seeds=2).run(executor=here)
 
     assert [run["status"] for run in outcome.runs("short")] == ["diverged"] * 2
     assert outcome.comparisons[-1].failures == (2, 0)
+    assert all("not finite" in run["warnings"][0] or "diverged" in run["warnings"][0] for run in outcome.runs("short"))
+
+
+def test_what_runs_warned_of_is_said_once_and_with_its_arm(here: Any, capfd: Any) -> None:
+    ragged = Waveforms(samples=70, max_epochs=1, test_samples=30)
+
+    outcome = Study(ragged, ["batch_norm", "dropout"], seeds=2).run(executor=here)
+
+    notes = {comparison.arm: comparison.notes for comparison in outcome.comparisons}
+    (note,) = [note for note in notes["batch_norm"] if "warned" in note]
+    assert note.startswith("batch_norm: warned: batch_norm: the last batch of an epoch has ")
+    assert not [note for note in notes["dropout"] if "warned" in note]
+    assert "UserWarning" not in capfd.readouterr().err
 
 
 def test_margin_and_metric_are_what_was_asked() -> None:

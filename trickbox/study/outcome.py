@@ -47,6 +47,8 @@ class Comparison:
     runs: int
     all_runs: Inference | None
     correlation: float
+    warnings: tuple[str, ...] = ()
+    """What the runs of the arm warned of, each text once."""
 
     @property
     def verdict(self) -> Verdict:
@@ -173,6 +175,7 @@ class Outcome:
             runs=len(self.seeds),
             all_runs=self._with_failures(first, second) if any(failures) else None,
             correlation=stats.correlation(first[both], second[both]),
+            warnings=tuple(dict.fromkeys(text for run in self.runs(arm) for text in run.get("warnings", ()))),
         )
 
     def _time(self, arm: str, control: str, both: Array) -> tuple[float, float, float]:

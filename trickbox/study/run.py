@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,19 +62,22 @@ def _train(spec: Spec) -> dict[str, Any]:
     splits = task.data(derive(spec.seed, "split"))
     with forked(derive(spec.seed, "init")):
         model = task.model()
-    result = fit(
-        model,
-        splits.train,
-        splits.valid,
-        loss=task.loss,
-        optimizer=task.optimizer,
-        tricks=[build_trick(part) for part in spec.tricks],
-        max_epochs=task.max_epochs,
-        batch_size=task.batch_size,
-        seed=spec.seed,
-        device=spec.device,
-        progress=False,
-    )
+    # Kept for the report, where each is said once: a worker would print it for every run.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        result = fit(
+            model,
+            splits.train,
+            splits.valid,
+            loss=task.loss,
+            optimizer=task.optimizer,
+            tricks=[build_trick(part) for part in spec.tricks],
+            max_epochs=task.max_epochs,
+            batch_size=task.batch_size,
+            seed=spec.seed,
+            device=spec.device,
+            progress=False,
+        )
     test = evaluate(result.model, splits.test, loss=task.loss, batch_size=_TEST_BATCH, device=spec.device)
     metrics = {**result.metrics, **{f"test_{name}": value for name, value in test.items()}}
     sound = all(math.isfinite(value) for value in metrics.values()) and not result.stop_reason.startswith("diverged")
@@ -87,6 +91,7 @@ def _train(spec: Spec) -> dict[str, Any]:
         "epochs": len(result.seconds),
         "predictions": _predictions(result.model, splits.test[0][:EXAMPLES]),
         "record": result.record,
+        "warnings": list(dict.fromkeys(str(warning.message) for warning in caught)),
     }
 
 

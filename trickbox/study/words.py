@@ -141,6 +141,7 @@ def notes(comparison: Comparison) -> list[str]:
         said.append(f"rests on normality: {found.n} pairs are too few for a test without it")
     if found.sd == 0 and not found.identical:
         said.append("every seed gave the same difference, so that the interval has no width")
+    said += [f"warned: {text}" for text in comparison.warnings]
     return [f"{comparison.arm}: {note}" for note in said]
 
 
