@@ -50,8 +50,6 @@ def compare(options: argparse.Namespace) -> None:
     print(outcome.table())
     print()
     print("\n".join(outcome.sentences()))
-    if notes := [note for comparison in outcome.comparisons for note in comparison.notes]:
-        print("\n".join(["\nMind:", *notes]))
     name = "course" if options.course else "report"
     print(f"\nReport: {outcome.save(folder / f'{name}.html')}")
 
