@@ -55,6 +55,20 @@ def test_a_softmax_module_in_an_attention_is_found_and_one_over_classes_is_not()
     assert [site.label for site in attentions(surgery.model, surgery.tape)] == ["softmax"]
 
 
+def test_a_softmax_that_weighs_experts_is_no_attention() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.experts = nn.Linear(4, 3), nn.ModuleList(nn.Linear(4, 2) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights = (self.gate(x) / 2).softmax(-1)
+            return torch.einsum("ne,end->nd", weights, torch.stack([expert(x) for expert in self.experts]))
+
+    surgery = Surgery.on(Experts(), torch.randn(5, 4))
+    assert attentions(surgery.model, surgery.tape) == []
+
+
 def same(x: Tensor) -> Tensor:
     return x
 

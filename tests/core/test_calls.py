@@ -75,3 +75,12 @@ def test_undo_takes_both_hooks_off(model):
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
     assert COUNTED not in vars(model)
+
+
+def test_what_acts_on_the_first_call_alone_leaves_the_second():
+    plain = Siamese()
+    x, y = torch.randn(5, 3), torch.randn(5, 3)
+    one = tb.apply(Siamese(), [tb.get("layer_norm")(at="tower[0]")], (x, y))
+    one.load_state_dict(plain.state_dict())
+    parts = [nn.functional.layer_norm(plain.tower(x), (4,)), plain.tower(y)]
+    assert torch.allclose(one(x, y), plain.head(sum(part.relu() for part in parts)), atol=1e-6)

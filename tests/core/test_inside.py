@@ -51,6 +51,11 @@ class Net(nn.Module):
         return self.last(self.marked(F.relu(x), "relu"))
 
 
+class Pooled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool1d(x, 2)
+
+
 class Tripled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 3
@@ -335,3 +340,8 @@ def test_every_function_of_a_model_can_be_reached(name: str) -> None:
     assert all(map(torch.equal, tensors(call(model, inputs)), before))
     undo(model)
     assert is_plain(model)
+
+
+def test_functions_that_no_pickle_holds_can_be_acted_on_in_a_copy() -> None:
+    model = operated(Pooled(), "(model):max_pool1d", Tripled())
+    assert torch.equal(pickle.loads(pickle.dumps(model))(X), F.max_pool1d(X, 2) * 3)

@@ -412,6 +412,13 @@ def test_last_states_and_packed_sequences_are_those_of_the_layers_one_by_one(kin
         torch.testing.assert_close(whole, torch.stack(parts) if parts[0].ndim == 2 else torch.cat(parts))
 
 
+def test_between_three_layers_two_masks_are_drawn_in_a_forward() -> None:
+    model = nn.LSTM(4, 6, num_layers=3)
+    apply(model, [Dropout(0.3, at="(model):lstm")], torch.randn(5, 2, 4))
+    (inside,) = dropouts(model).values()
+    assert inside.draws.calls == 2
+
+
 def test_places_inside_can_be_named_and_left_out() -> None:
     model, x = Recurrent(nn.LSTM, True), torch.randn(5, 5, 4)
     apply(model, [Dropout(0.3, not_at="rnn:lstm")], x)

@@ -485,6 +485,18 @@ def test_pre_activation_is_the_hand_written_network_bit_for_bit(layers: int, nor
         torch.testing.assert_close(mine, theirs)
 
 
+def test_pre_activation_starts_behind_a_norm_of_the_models_own() -> None:
+    x = torch.randn(6, 4)
+    parts = [part for _ in range(3) for part in (nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())]
+    model = nn.Sequential(*parts, nn.Linear(4, 2))
+    plain = copy.deepcopy(model)
+    apply(model, [Residual(order="pre")], x)
+    first = plain[1](plain[0](x))
+    second = plain[4](plain[3](F.relu(first))) + first
+    third = plain[7](plain[6](F.relu(second))) + second
+    assert torch.equal(model(x), plain[9](F.relu(third)))
+
+
 def test_pre_activation_through_a_pool_and_new_channels() -> None:
     x = torch.randn(4, 1, 128)
     model, plain = PlainNet(), PlainNet()
