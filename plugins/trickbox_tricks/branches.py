@@ -20,6 +20,7 @@ from trickbox.authoring import (
     choice,
     hookimpl,
     interval,
+    is_stochastic_depth,
     places,
     tensors,
     trick,
@@ -27,8 +28,6 @@ from trickbox.authoring import (
 
 FOLDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 """Layers whose first axis of weight and bias is that of the features which they put out."""
-OWN = ("DropPath", "StochasticDepth")
-"""The classes by which libraries call their own stochastic depth."""
 
 
 def drop_rows(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
@@ -55,12 +54,11 @@ def rates(p: float, blocks: int, rule: str) -> list[float]:
     return [p * n / (blocks - 1) for n in range(blocks)]
 
 
-class RowDropout(nn.Module):
+class RowDrop(nn.modules.dropout._DropoutNd):
     """`drop_rows` whose masks are functions of numbers."""
 
     def __init__(self, p: float, draws: Draws) -> None:
-        super().__init__()
-        self.p = p
+        super().__init__(p)
         self.draws = draws
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +119,7 @@ class StochasticDepth:
     >>> import trickbox
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 2))
     >>> trickbox.apply(net, ["residual", StochasticDepth(0.2)], torch.zeros(4, 2))[1].trickbox.stochastic_depth
-    RowDropout(p=0.2)
+    RowDrop(p=0.2)
     """
 
     family: ClassVar = "stochastic depth"
@@ -160,9 +158,9 @@ def _drop(state: State, branch: Branch, p: float, replace: bool) -> bool:
         return False
     own = _own(surgery, branch) if replace else None
     if own is None:
-        surgery.insert_in(branch, RowDropout(p, state.draws(branch.place)), Rank.STOCHASTIC_DEPTH)
-    elif not isinstance(own.module, RowDropout):  # one for several branches is replaced once
-        surgery.convert(own, RowDropout(p, state.draws(own, own.calls)))
+        surgery.insert_in(branch, RowDrop(p, state.draws(branch.place)), Rank.STOCHASTIC_DEPTH)
+    elif not isinstance(own.module, RowDrop):  # one for several branches is replaced once
+        surgery.convert(own, RowDrop(p, state.draws(own, own.calls)))
     return True
 
 
@@ -171,7 +169,7 @@ def _own(surgery: Surgery, branch: Branch) -> Site | None:
     total = next((site.event.number for site in branch.sites if site.function), 0)
     for event in takewhile(lambda later: later.number < total, surgery.tape.following(branch.end.event)):
         site = surgery.site_of(event)
-        if not site.function and any(kind.__name__ in OWN for kind in type(site.module).__mro__):
+        if not site.function and is_stochastic_depth(site.module):
             return site
     return None
 

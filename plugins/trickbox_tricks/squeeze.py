@@ -23,12 +23,10 @@ from trickbox.authoring import (
     behind_norm,
     hookimpl,
     integer,
+    is_stochastic_depth,
     places,
     trick,
 )
-
-DROPS = ("DropPath", "StochasticDepth")
-"""The classes by which libraries call what drops whole branches."""
 
 
 class SqueezeExcitation(nn.Module):
@@ -121,7 +119,7 @@ class SqueezeExcite:
         made = self._made(state, place, branch.shape, branch.channels)
         if made is None:
             return False
-        if isinstance(place.module, DROPOUTS) or type(place.module).__name__ in DROPS:
+        if isinstance(place.module, DROPOUTS) or is_stochastic_depth(place.module):
             # Behind it the means of training would not be those of eval.
             surgery.insert_before(place, made, Rank.SQUEEZE)
         else:

@@ -464,8 +464,8 @@ def test_what_acts_on_functions_stands_with_the_module_that_calls_them():
     text = tb.explain(*specimen("convnext"), ["stochastic_depth", {"trick": "dropout", "at": "stages.1:mul"}])
     lines = [line for line in text.splitlines() if "stages" not in line and " add: " in line]
     assert [line.partition("stochastic_depth")[2].split(" on")[0] for line in lines] == [
-        ": before add: RowDropout(p=0)",
-        ": before add: RowDropout(p=0.1)",
+        ": before add: RowDrop(p=0)",
+        ": before add: RowDrop(p=0.1)",
     ]
     assert "dropout: after mul: StreamDropout(p=0.1, element)" in text
     assert "Also" not in text

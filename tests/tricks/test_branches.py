@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trickbox_tricks.branches import LayerScale, ReZero, RowDropout, StochasticDepth, drop_rows, rates
+from trickbox_tricks.branches import LayerScale, ReZero, RowDrop, StochasticDepth, drop_rows, rates
 from trickbox_tricks.dropout import Dropout
 from trickbox_tricks.normalization import BatchNorm
 from trickbox_tricks.residual import Residual
+from trickbox_tricks.transfer import Freeze
 
 import trickbox as tb
 from trickbox.surgery.draws import mixed
@@ -28,7 +29,7 @@ def named(model: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def reseed(module: RowDropout, time: int) -> None:
+def reseed(module: RowDrop, time: int) -> None:
     """Let torch's own generator draw what the layer draws at a time of its clock."""
     torch.manual_seed(mixed(module.draws.key, time, 0))
 
@@ -83,7 +84,7 @@ def test_in_a_resnet_it_is_the_hand_written_net_bit_for_bit(training: bool) -> N
     model, x = specimen("resnet")
     expected, _ = specimen("resnet")
     tb.apply(model, [StochasticDepth(0.6)], x, seed=1)
-    layers = named(model, RowDropout)
+    layers = named(model, RowDrop)
     assert list(layers) == [f"layer{i}.{j}.bn2.trickbox.stochastic_depth" for i in (1, 2) for j in (0, 1)]
     assert [layer.p for layer in layers.values()] == pytest.approx([0.0, 0.2, 0.4, 0.6])
     for layer, name in zip(layers.values(), ("layer1.0", "layer1.1", "layer2.0", "layer2.1"), strict=True):
@@ -110,7 +111,7 @@ def test_in_front_of_a_sum_whose_branch_no_module_makes() -> None:
     model, x = specimen("convnext")
     expected, _ = specimen("convnext")
     tb.apply(model, [StochasticDepth(0.5, rule="constant")], x)
-    layers = named(model, RowDropout)
+    layers = named(model, RowDrop)
     assert list(layers) == [f"stages.{i}.trickbox.stochastic_depth_add" for i in (0, 1)]
     for layer, block in zip(layers.values(), expected.stages, strict=True):
         layer.draws.clock.set(5)
@@ -122,7 +123,7 @@ def test_in_front_of_a_sum_whose_branch_no_module_makes() -> None:
 def test_all_branches_of_a_block_have_one_rate() -> None:
     model, x = specimen("gpt")
     tb.apply(model, [StochasticDepth(0.2)], x)
-    found = {name: layer.p for name, layer in named(model, RowDropout).items()}
+    found = {name: layer.p for name, layer in named(model, RowDrop).items()}
     ends = [f"blocks.{i}.{part}.trickbox.stochastic_depth" for i in (0, 1) for part in ("attn", "mlp")]
     assert found == dict(zip(ends, [0.0, 0.0, 0.2, 0.2], strict=True))
 
@@ -142,7 +143,7 @@ def test_a_stochastic_depth_of_the_models_own_is_replaced() -> None:
 
     model = nn.Sequential(nn.Linear(3, 4), Block(), Block(), nn.Linear(4, 2))
     tb.apply(model, [StochasticDepth(0.2)], torch.randn(5, 3))
-    assert {name: layer.p for name, layer in named(model, RowDropout).items()} == {
+    assert {name: layer.p for name, layer in named(model, RowDrop).items()} == {
         "1.drop_path": 0.0,
         "2.drop_path": 0.2,
     }
@@ -312,3 +313,29 @@ def test_a_gate_folds_into_the_layer_that_it_scales(name: str, trick: Any) -> No
     tb.strip(model)
     assert list(model.state_dict()) == keys
     torch.testing.assert_close(model(x), expected)
+
+
+def test_dropout_put_on_later_does_not_take_it_for_a_dropout_of_the_models_own() -> None:
+    model, x = specimen("gpt")
+    tb.apply(model, [StochasticDepth(0.2)], x)
+    tb.apply(model, [Dropout(0.1)], x)
+    assert "dropout" in model.blocks[0].attn.proj.trickbox._modules
+    assert len(named(model, RowDrop)) == 4
+
+
+def test_in_a_frozen_part_no_branch_is_dropped() -> None:
+    model, x = specimen("gpt")
+    tb.apply(model, [StochasticDepth(0.5, rule="constant"), Freeze(at="blocks")], x)
+    model.train()
+    assert torch.equal(model(x), model(x))
+
+
+def test_shortcuts_before_the_activation_are_baked_and_compiled() -> None:
+    net = nn.Sequential(
+        nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
+    x = torch.randn(5, 4)
+    tb.apply(net, [Residual(order="pre")], x)
+    expected = net(x)
+    assert torch.equal(tb.bake(net)(x), expected)
+    assert torch.equal(torch.compile(net, fullgraph=True, backend="eager")(x), expected)

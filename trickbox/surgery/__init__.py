@@ -31,6 +31,7 @@ from trickbox.surgery.attention import attend_with_heads as attend_with_heads
 from trickbox.surgery.attention import attentions as attentions
 from trickbox.surgery.attention import product_of as product_of
 from trickbox.surgery.branches import Branch as Branch
+from trickbox.surgery.branches import is_stochastic_depth as is_stochastic_depth
 from trickbox.surgery.depths import Depths as Depths
 from trickbox.surgery.draws import Clock as Clock
 from trickbox.surgery.draws import Draws as Draws

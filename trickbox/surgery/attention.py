@@ -33,10 +33,8 @@ def attentions(model: nn.Module, tape: Tape) -> list[Site]:
     >>> [site.label for site in attentions(net, record(net, (x, x, x)))]
     ['(model):multi_head_attention_forward']
     """
-    made = {tensor: event for event in tape.events if not tape.holds_others(event) for tensor in event.outputs}
-    found = [
-        site for site in functions_of(model, tape) if site.function in FUSED or _is_softmax(tape, site.event, made)
-    ]
+    sites, made = functions_of(model, tape), _makers(tape)
+    found = [site for site in sites if site.function in FUSED or _is_softmax(tape, site.event, made)]
     found += [s for s in sites_of(model, tape, (nn.Softmax,)) if not s.attached and _is_softmax(tape, s.event, made)]
     return sorted(found, key=lambda site: site.event.number)
 

@@ -15,6 +15,10 @@ _TURNS = ("transpose", "permute", "t", "T", "mT", "movedim", "moveaxis", "swapax
 """Functions after which the features may lie on another axis."""
 
 
+_DEPTHS = ("DropPath", "StochasticDepth")
+"""The classes by which libraries call their own stochastic depth."""
+
+
 @frozen
 class Branch:
     """What is added to the trunk at one sum."""
@@ -52,6 +56,11 @@ class Branch:
             return axis
         same = [n for n, length in enumerate(shape) if n and length == made[axis]]
         return same[0] if len(same) == 1 else None
+
+
+def is_stochastic_depth(module: nn.Module) -> bool:
+    """Whether *module* drops whole branches, by the name of its class or a base."""
+    return any(kind.__name__ in _DEPTHS for kind in type(module).__mro__)
 
 
 def features_of(site: Site) -> int:
