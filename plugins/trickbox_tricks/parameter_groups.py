@@ -25,7 +25,10 @@ from trickbox.authoring import (
     trick,
 )
 
-ADDING = ("transfer", "initialization", "normalization", "dropout", "residual", "gate", "attention", "adapter")
+ADDING = (
+    *("transfer", "initialization", "normalization", "dropout", "residual"),
+    *("gate", "stochastic depth", "attention", "adapter"),
+)
 """The families that add parameters, replace layers or freeze them."""
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 LAYERS = (*CONVOLUTIONS, nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
