@@ -38,12 +38,13 @@ from trickbox.surgery import (
     gain_after,
     is_stochastic_depth,
     norm_after,
+    norm_before,
     norm_for,
     parameter_users,
     product_of,
 )
 from trickbox.targets import check_classes, labels_inside, probabilities, takes_probabilities
-from trickbox.trick import choice, flag, integer, interval, places, text, trick
+from trickbox.trick import at_depth, by_depth, choice, flag, integer, interval, places, side, text, trick
 
 __all__ = [
     "CONVOLUTIONS",
@@ -69,10 +70,12 @@ __all__ = [
     "State",
     "Surgery",
     "SurgeryError",
+    "at_depth",
     "attend",
     "attend_with_heads",
     "attentions",
     "behind_norm",
+    "by_depth",
     "check_classes",
     "check_gradients",
     "choice",
@@ -91,6 +94,7 @@ __all__ = [
     "map_tensors",
     "near",
     "norm_after",
+    "norm_before",
     "norm_for",
     "parameter_users",
     "places",
@@ -98,6 +102,7 @@ __all__ = [
     "product_of",
     "refresh",
     "resolve_monitor",
+    "side",
     "takes_probabilities",
     "tensors",
     "text",

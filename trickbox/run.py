@@ -31,6 +31,7 @@ from trickbox.surgery import (
     parameter_users,
     recipes_of,
     remember,
+    try_out,
     undo,
     undo_since,
 )
@@ -146,7 +147,7 @@ class Run:
         )
         try:
             self._box.init(self._state)
-            surgery.try_out()
+            try_out(surgery)
             self._wrapped = self._model if self._wrap is None else self._wrap(self._model)
             if not callable(self._wrapped):
                 raise ConfigError(f"wrap must give what the loop calls, got {self._wrapped!r}")

@@ -186,6 +186,56 @@ def places() -> Validator:
     return check
 
 
+def side() -> Validator:
+    """``output``, or ``input`` where the setting `at` says of what: by itself a trick acts on outputs."""
+    word = choice("output", "input")
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        word(instance, attribute, value)
+        if value == "input" and instance.at is None:
+            raise ConfigError(f"{name_of(instance)}: {attribute.name}='input' needs at=, which says of what")
+
+    return check
+
+
+@attrs.frozen
+class ByDepth:
+    """A validator: what `number` takes, or a function of the depth, from 0.0 to 1.0, that gives this."""
+
+    number: Validator
+
+    def __call__(self, instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not callable(value):
+            self.number(instance, attribute, value)
+
+
+def by_depth(text: str) -> Validator:
+    """A number in an interval, or a function that gives one for a depth, from 0.0 to 1.0; see `at_depth`."""
+    return ByDepth(interval(text))
+
+
+def at_depth(trick: Any, name: str, depth: float) -> float:
+    """The setting of that name at a depth, where `by_depth` validates it. Raises `ConfigError` for a wrong value.
+
+    >>> @trick
+    ... class Shade:
+    ...     '''Multiply by a factor.'''
+    ...     p: float = field(default=0.5, validator=by_depth("[0, 1)"))
+    >>> at_depth(Shade(0.3), "p", 0.5), at_depth(Shade(lambda depth: depth / 2), "p", 0.5)
+    (0.3, 0.25)
+    """
+    value, attribute = getattr(trick, name), fields_of(trick)[name]
+    if not callable(value):
+        return float(value)
+    assert isinstance(attribute.validator, ByDepth)
+    found = value(depth)
+    try:
+        attribute.validator.number(trick, attribute, found)
+    except ConfigError as error:
+        raise ConfigError(f"{error} at depth {depth:.2f}") from error
+    return float(found)
+
+
 def _validator(expectation: str, test: Callable[[Any], bool]) -> Validator:
     def check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if not test(value):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attrs import field
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from trickbox.authoring import (
     Site,
     State,
     Surgery,
+    attend_with_heads,
     attentions,
     choice,
+    flag,
     hookimpl,
     places,
     product_of,
@@ -38,6 +40,19 @@ class TurnedNorm(nn.Module):
         return self.norm(x.transpose(-2, -1)).transpose(-2, -1)  # type: ignore[no-any-return]
 
 
+class HeadsNorm(nn.Module):
+    """Instead of the function of an `nn.MultiheadAttention`: the same, with queries and keys normed."""
+
+    def __init__(self, queries: nn.Module, keys: nn.Module) -> None:
+        super().__init__()
+        self.queries = queries
+        self.keys = keys
+
+    def forward(self, function: Any, *args: Any, **settings: Any) -> tuple[Tensor, Tensor | None]:
+        """What *function* gives, of queries and keys that are normed."""
+        return attend_with_heads(*args, queries=self.queries, keys=self.keys, **settings)
+
+
 @trick
 class QKNorm:
     """Norm queries and keys, head by head, before they are multiplied: attention stays soft at any learning rate.
@@ -45,10 +60,12 @@ class QKNorm:
     kind         ``layer_norm`` or ``rms_norm``, each with a learned gain that all heads share
     at, not_at   the attentions on which it acts, and those on which it does not: the functions that make the
                  probabilities, such as ``blocks.*.attn:scaled_dot_product_attention``, or ``:softmax``
+    shared       one pair of norms for all calls of a module that is called several times, which else get one each
 
-    It acts on what goes into the product, so behind rotary positions where a model has them. `nn.MultiheadAttention`
-    makes queries and keys out of sight and is skipped. Raises `NoEffectError` where no attention is found whose product
-    can be reached. Cost: two norms an attention. Source: Henry et al. 2020; as a layer norm, Dehghani et al. 2023.
+    It acts on what goes into the product, so behind rotary positions where a model has them, and inside
+    `nn.MultiheadAttention`, whose function then runs step by step. Raises `NoEffectError` where no attention is found
+    whose product can be reached; the axes of an einsum are not known. Cost: two norms an attention.
+    Source: Henry et al. 2020; as a layer norm, Dehghani et al. 2023.
 
     >>> import torch, trickbox
     >>> from trickbox.testing.zoo import specimen
@@ -65,6 +82,7 @@ class QKNorm:
     kind: str = field(default="layer_norm", validator=choice(*NORMS))
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -72,22 +90,26 @@ class QKNorm:
         surgery = state.surgery
         found = attentions(surgery.model, surgery.tape)
         chosen = surgery.choose(found, found, self.at, self.not_at)
-        acted = [site for site in chosen if _norm(surgery, site, NORMS[self.kind])]
+        acted = [site for site in chosen if _norm(surgery, site, NORMS[self.kind], self.shared)]
         surgery.require(acted, "attentions whose queries and keys can be reached")
 
 
-def _norm(surgery: Surgery, attention: Site, kind: type[nn.Module]) -> bool:
+def _norm(surgery: Surgery, attention: Site, kind: type[nn.Module], shared: bool) -> bool:
     """Norm the queries and keys of one attention; False, with a note, where they cannot be reached."""
+    like = next((p for p in surgery.model.parameters() if p.is_floating_point()), None)
+    dtype = None if like is None else like.dtype
+    if attention.function == "multi_head_attention_forward":
+        heads = [kind(attention.module.head_dim, dtype=dtype) for _ in range(2)]
+        surgery.insert_instead(attention, HeadsNorm(*heads), Rank.NORM, shared)
+        return True
     product = product_of(surgery.model, surgery.tape, attention)
     if product is None or product.function not in FACTORS:
         where = "einsum, whose axes are not known" if product is not None else "its module, out of sight"
         surgery.skip(attention, f"queries and keys are multiplied in {where}")
         return False
-    turned = product.function != "scaled_dot_product_attention"
     queries, keys = FACTORS[product.function]
-    features = product.event.input_shapes[queries][-1]
-    like = next((p for p in surgery.model.parameters() if p.is_floating_point()), None)
-    norms = [kind(features, dtype=None if like is None else like.dtype) for _ in range(2)]
-    surgery.insert_before(product, norms[0], Rank.NORM, queries)
-    surgery.insert_before(product, TurnedNorm(norms[1]) if turned else norms[1], Rank.NORM, keys)
+    norms = [kind(product.event.input_shapes[queries][-1], dtype=dtype) for _ in range(2)]
+    turned = product.function != "scaled_dot_product_attention"
+    surgery.insert_before(product, norms[0], Rank.NORM, queries, shared)
+    surgery.insert_before(product, TurnedNorm(norms[1]) if turned else norms[1], Rank.NORM, keys, shared)
     return True

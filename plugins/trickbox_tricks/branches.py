@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import takewhile
 from typing import ClassVar
 
@@ -17,7 +18,10 @@ from trickbox.authoring import (
     Site,
     State,
     Surgery,
+    at_depth,
+    by_depth,
     choice,
+    flag,
     hookimpl,
     interval,
     is_stochastic_depth,
@@ -43,15 +47,13 @@ def drop_rows(x: Tensor, p: float, generator: torch.Generator | None = None) -> 
     return x * mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
-def rates(p: float, blocks: int, rule: str) -> list[float]:
-    """The rates of so many blocks in a row: ``linear`` from 0 for the first to *p* for the last, or ``constant``.
+def shares(blocks: int) -> list[float]:
+    """How far along each of so many blocks in a row lies, from 0.0 for the first to 1.0 for the last.
 
-    >>> rates(0.2, 3, "linear"), rates(0.2, 1, "linear")
-    ([0.0, 0.1, 0.2], [0.2])
+    >>> shares(3), shares(1)
+    ([0.0, 0.5, 1.0], [1.0])
     """
-    if rule == "constant" or blocks == 1:
-        return [p] * blocks
-    return [p * n / (blocks - 1) for n in range(blocks)]
+    return [n / (blocks - 1) for n in range(blocks)] if blocks > 1 else [1.0]
 
 
 class RowDrop(nn.modules.dropout._DropoutNd):
@@ -104,7 +106,8 @@ class Gain(nn.Module):
 class StochasticDepth:
     """Skip whole residual branches in training, sample by sample, so that the net learns as shorter ones too.
 
-    p            the rate of the last block, in [0, 1)
+    p            the rate of the last block, in [0, 1); or, without any `rule`, a function that gives the rate of each
+                 block, from 0.0 for the first to 1.0 for the last
     rule         ``linear``: from 0 in the first block to `p` in the last; ``constant``: `p` everywhere
     at, not_at   the branches on which it acts, and those on which it does not: named by their block, by the module that
                  makes what is added, or by the sum, such as ``layers.*:add[1]``
@@ -127,7 +130,7 @@ class StochasticDepth:
     off: ClassVar = {"p": 0.0}
     tunes: ClassVar = ("p",)
 
-    p: float = field(default=0.1, validator=interval("[0, 1)"))
+    p: float | Callable[[float], float] = field(default=0.1, validator=by_depth("[0, 1)"))
     rule: str = field(default="linear", validator=choice("linear", "constant"))
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
@@ -138,9 +141,14 @@ class StochasticDepth:
         surgery = state.surgery
         found = _branches(surgery, self.at, self.not_at)
         blocks = list(dict.fromkeys(branch.block for branch in found))
-        by_block = dict(zip(blocks, rates(self.p, len(blocks), self.rule), strict=True))
-        acted = [branch for branch in found if _drop(state, branch, by_block[branch.block], self.p > 0)]
+        rates = dict(zip(blocks, map(self._rate, shares(len(blocks))), strict=True))
+        acted = [branch for branch in found if _drop(state, branch, rates[branch.block], any(rates.values()))]
         surgery.require([branch.place for branch in acted], "residual branches whose samples it can drop")
+
+    def _rate(self, share: float) -> float:
+        """The rate of a block that lies so far along."""
+        p = at_depth(self, "p", share)
+        return p * share if self.rule == "linear" and not callable(self.p) else p
 
 
 def _branches(surgery: Surgery, at: Places | None, not_at: Places | None) -> list[Branch]:
@@ -182,6 +190,7 @@ class LayerScale:
                  beyond (Touvron et al. 2021)
     at, not_at   the branches on which it acts, and those on which it does not: named by their block, by the module that
                  makes what is added, or by the sum, such as ``layers.*:add[1]``
+    shared       one factor for all calls of a block that is called several times, which else get one each
 
     It acts on what is added, also by the shortcuts that Residual makes around plain layers. Raises `NoEffectError`
     where the model has no residual branches, or none in which the axis of the features is known.
@@ -200,23 +209,25 @@ class LayerScale:
     init_value: float = field(default=1e-4, validator=interval("(0, inf)"))
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:
         """Attach to every branch."""
         surgery = state.surgery
-        acted = [b for b in _branches(surgery, self.at, self.not_at) if _scale(surgery, b, self.init_value)]
+        found = _branches(surgery, self.at, self.not_at)
+        acted = [branch for branch in found if _scale(surgery, branch, self.init_value, self.shared)]
         surgery.require([branch.place for branch in acted], "residual branches whose features lie on a known axis")
 
 
-def _scale(surgery: Surgery, branch: Branch, init: float) -> bool:
+def _scale(surgery: Surgery, branch: Branch, init: float, shared: bool) -> bool:
     """Scale the features of one branch; False, with a note, where they cannot be told."""
     axis = branch.channels
     if axis is None:
         surgery.skip(branch.place, f"which axis of {branch.shape} holds the features is unknown")
         return False
     shape = (branch.shape[axis],) + (1,) * (len(branch.shape) - 1 - axis)
-    surgery.insert_in(branch, _like(branch, Gain(shape, init)), Rank.GATE)
+    surgery.insert_in(branch, _like(branch, Gain(shape, init)), Rank.GATE, shared)
     return True
 
 
@@ -230,6 +241,7 @@ class ReZero:
 
     at, not_at   the branches on which it acts, and those on which it does not: named by their block, by the module that
                  makes what is added, or by the sum, such as ``layers.*:add[1]``
+    shared       one factor for all calls of a block that is called several times, which else get one each
 
     The net begins as its trunk alone, however deep it is. It acts on what is added, also by the shortcuts that
     Residual makes around plain layers: then the layer is the branch. Raises `NoEffectError` where the model has no
@@ -249,9 +261,10 @@ class ReZero:
 
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:
         """Attach to every branch."""
         for branch in _branches(state.surgery, self.at, self.not_at):
-            state.surgery.insert_in(branch, _like(branch, Gain((), 0.0)), Rank.GATE)
+            state.surgery.insert_in(branch, _like(branch, Gain((), 0.0)), Rank.GATE, self.shared)

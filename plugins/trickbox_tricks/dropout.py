@@ -20,14 +20,17 @@ from trickbox.authoring import (
     Site,
     State,
     Surgery,
+    at_depth,
     attend,
     attend_with_heads,
     attentions,
     behind_norm,
+    by_depth,
     choice,
     hookimpl,
     interval,
     places,
+    side,
     trick,
 )
 
@@ -118,9 +121,9 @@ class AttentionDropout(StreamDropout):
             return function(*args, **settings)
         if function is F.scaled_dot_product_attention:
             return attend(*args, probabilities=super().forward, **settings)
-        for gone in ("training", "static_k", "static_v", "is_causal"):
-            settings.pop(gone, None)
-        return attend_with_heads(*args, probabilities=super().forward, **settings)
+        # Where another trick is at work inside, it takes the place of torch's function.
+        inside = attend_with_heads if function is F.multi_head_attention_forward else function
+        return inside(*args, probabilities=super().forward, **settings)
 
 
 class LayersDropout(StreamDropout):
@@ -170,7 +173,8 @@ INSTEAD: dict[str, type[StreamDropout]] = {
 class Dropout:
     """Drop random activations in training, so that no feature relies on one other feature.
 
-    p            the rate, in [0, 1); `conv` and `dense` give convolutions (and pools) and other layers their own
+    p            the rate, in [0, 1), or a function that gives one for a depth, from 0.0 for the stem to 1.0 for the
+                 head; `conv` and `dense` give convolutions (and pools) and other layers their own
     kind         ``element``, or ``channel``: whole channels of what convolutions and pools put out
     where        ``auto``: what suits the model, see below.
                  ``after_layer``: on the output of every weight layer but the head, which makes the outputs; on that of
@@ -181,6 +185,7 @@ class Dropout:
     at, not_at   the modules and functions on whose output it acts instead of all that, and those on whose it does not.
                  Of a function that makes the probabilities of an attention inside, it acts on these; of the function of
                  a recurrent layer, such as ``rnn:lstm``, between the layers
+    side         ``input``: on the input of what `at` names
 
     By itself it acts where the field puts it. In a model with residual branches of dense layers, such as a transformer:
     on the end of every branch, never on q, k and v or on the skip path (Vaswani et al. 2017). With branches of
@@ -209,7 +214,7 @@ class Dropout:
     off: ClassVar = {"p": 0.0}
     tunes: ClassVar = ("p",)
 
-    p: float = field(default=0.1, validator=interval("[0, 1)"))
+    p: float | Callable[[float], float] = field(default=0.1, validator=by_depth("[0, 1)"))
     conv: float | None = field(default=None, validator=validators.optional(interval("[0, 1)")))
     dense: float | None = field(default=None, validator=validators.optional(interval("[0, 1)")))
     kind: str = field(default="element", validator=choice("element", "channel"))
@@ -218,6 +223,7 @@ class Dropout:
     )
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    side: str = field(default="output", validator=side())
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -233,11 +239,13 @@ class Dropout:
     def _act(self, state: State, site: Site, existing: Event | None, before: bool) -> bool:
         """Drop at one site, behind it or *before* it; False, with a note, where that cannot be done."""
         surgery = state.surgery
+        rate = self._rate(surgery, site)
         if existing is not None:
-            return self._rate(site) == 0 or _adjust(state, site, existing, self._rate(site), self._kind(site))
-        if site.function in INSTEAD:
-            return _instead(state, site, self._rate(site))
-        new = self._made(state, site, before)
+            return rate == 0 or _adjust(state, site, existing, rate, self._kind(site))
+        if site.function in INSTEAD and not before:
+            return _instead(state, site, rate)
+        time = None if before else _time(surgery, site)
+        new = StreamDropout(rate, self._kind(site) if time is None else "locked", state.draws(site), time or 0)
         if before:
             surgery.insert_before(site, new, Rank.DROPOUT)
         else:
@@ -248,7 +256,8 @@ class Dropout:
         """The sites on whose input, and those on whose output it acts."""
         everything = [*surgery.sites(nn.Module), *surgery.functions()]
         if self.at is not None:
-            return [], surgery.choose([], everything, self.at, self.not_at)
+            chosen = surgery.choose([], everything, self.at, self.not_at)
+            return (chosen, []) if self.side == "input" else ([], chosen)
         before, after = _suitable(surgery) if self.where == "auto" else self._named(surgery)
         kept = surgery.choose([*before, *after], everything, None, self.not_at)
         return [site for site in before if site in kept], [site for site in after if site in kept]
@@ -266,18 +275,12 @@ class Dropout:
         pools = surgery.require(surgery.sites(*POOLS), f"pool modules{hint}")
         return [], [*pools, *(site for site in _layers(surgery) if not _is_spatial(site))]
 
-    def _rate(self, site: Site) -> float:
+    def _rate(self, surgery: Surgery, site: Site) -> float:
         own = self.conv if _is_spatial(site) else self.dense
-        return self.p if own is None else own
+        return at_depth(self, "p", surgery.depths.share(site.path)) if own is None else own
 
     def _kind(self, site: Site) -> str:
         return self.kind if _is_spatial(site) else "element"
-
-    def _made(self, state: State, site: Site, before: bool) -> StreamDropout:
-        """What drops on the output, or the input, of a site; on a recurrent layer's sequence alike at all times."""
-        time = None if before else _time(state.surgery, site)
-        kind = self._kind(site) if time is None else "locked"
-        return StreamDropout(self._rate(site), kind, state.draws(site), time or 0)
 
 
 def _time(surgery: Surgery, site: Site) -> int | None:

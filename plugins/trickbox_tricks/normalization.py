@@ -24,24 +24,27 @@ from trickbox.authoring import (
     integer,
     interval,
     norm_after,
+    norm_before,
     norm_for,
     places,
+    side,
     trick,
 )
 
 
 def normalize(surgery: Surgery, trick: Any, make: MakeNorm, dense: bool) -> None:
-    """Put a norm where the settings `at` and `not_at` of *trick* and *dense* say, or where it suits the model.
+    """Put a norm where the places and the side of *trick*, and *dense*, say, or where it suits the model.
 
     Where a norm of another kind stands already, it is replaced, with its gain, shift, eps and mode; one of the same
     kind stays. Raises `ConfigError` for a place that is not there, `NoEffectError` where no norm came of it.
     """
     sites = surgery.choose(_suitable(surgery, dense), surgery.anatomy.layers, trick.at, trick.not_at)
     sites = surgery.require(sites, "weight layers before the head")
-    planned = [(site, norm_after(surgery.model, surgery.tape, site.event)) for site in sites]
+    beside = norm_before if trick.side == "input" else norm_after
+    planned = [(site, beside(surgery.model, surgery.tape, site.event)) for site in sites]
     if trick.at is None:
         planned = [(site, norm) for site, norm in planned if norm is not None or _may_have_one(surgery, site)]
-    acted = [site for site, norm in planned if _normalize_one(surgery, site, norm, make)]
+    acted = [site for site, norm in planned if _normalize_one(surgery, trick, site, norm, make)]
     surgery.require(acted, "layers whose output this norm can take and that have no such norm yet")
 
 
@@ -74,14 +77,16 @@ def _may_have_one(surgery: Surgery, site: Site) -> bool:
     return False
 
 
-def _normalize_one(surgery: Surgery, site: Site, norm: Site | None, make: MakeNorm) -> bool:
-    """Insert or exchange behind one layer; False, with a note, where neither can be done."""
+def _normalize_one(surgery: Surgery, trick: Any, site: Site, norm: Site | None, make: MakeNorm) -> bool:
+    """Insert or exchange at one layer; False, with a note, where neither can be done."""
+    shape = site.input_shape if trick.side == "input" else site.output_shape
     if norm is None:
-        why = _insert(surgery, site, make)
+        why = _insert(surgery, trick, site, shape, make)
     elif norm.attached:
         why = f"{norm.label} is a {type(norm.module).__name__} already"
-    elif norm.input_shape != site.output_shape:
-        why = f"{norm.label} follows, and normalizes its output in another shape; convert_norm exchanges that too"
+    elif shape not in (norm.input_shape, norm.output_shape):
+        beside = "precedes" if trick.side == "input" else "follows"
+        why = f"{norm.label} {beside}, and normalizes its values in another shape; convert_norm exchanges that too"
     else:
         site, why = norm, exchange_norm(surgery, norm, make)
     if why is not None:
@@ -89,15 +94,19 @@ def _normalize_one(surgery: Surgery, site: Site, norm: Site | None, make: MakeNo
     return why is None
 
 
-def _insert(surgery: Surgery, site: Site, make: MakeNorm) -> str | None:
-    layer, shape = site.module, site.output_shape
+def _insert(surgery: Surgery, trick: Any, site: Site, shape: tuple[int, ...], make: MakeNorm) -> str | None:
+    layer = site.module
     spatial = isinstance(layer, CONVOLUTIONS)
     if spatial and len(shape) != len(layer.kernel_size) + 2:  # type: ignore[arg-type]
-        return f"an output of shape {shape} has no batch axis"
+        return f"what has shape {shape} has no batch axis"
     made = make(shape, spatial)
     if isinstance(made, str):
         return made
-    surgery.insert(site, made.to(next(layer.parameters()).dtype), Rank.NORM)
+    made.to(next(layer.parameters()).dtype)
+    if trick.side == "input":
+        surgery.insert_before(site, made, Rank.NORM, shared=trick.shared)
+    else:
+        surgery.insert(site, made, Rank.NORM, trick.shared)
     return None
 
 
@@ -124,10 +133,12 @@ class BatchNorm:
                     statistics, which eval mode uses
     dense           behind linear layers too; a model without convolutions gets it there anyway
     at, not_at      the layers behind which it acts instead, and those behind which it does not
+    side            ``input``: in front of the layers that `at` names
+    shared          one norm for all calls of a layer that is called several times, which else get one each
 
-    Acts on the output of every convolution but the head, which makes the outputs, before its activation; each call of a
-    shared layer gets a norm of its own. A norm of another kind that follows is replaced, one of this kind stays; the
-    keys of the model stay in either case, so that a plain state dict loads.
+    Acts on the output of every convolution but the head, which makes the outputs, before its activation. A norm of
+    another kind that follows is replaced, one of this kind stays; the keys of the model stay in either case, so that a
+    plain state dict loads.
     Where the model's residual blocks have norms, none is added, and none ever on a skip path, or on a dense layer of a
     residual branch.
     A linear layer fed (N, T, C) and an output with one value a channel in the whole batch are skipped. It warns of a
@@ -152,6 +163,8 @@ class BatchNorm:
     dense: bool = field(default=False, validator=flag())
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    side: str = field(default="output", validator=side())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -166,7 +179,7 @@ class LayerNorm:
     """Normalize every sample by itself, so that the batch size does not matter.
 
     Over the features of a linear layer; over channels and positions of a convolution, with one gain and shift a
-    channel (a group norm of one group). `eps`, `dense`, places, replacement and errors are as of `BatchNorm`; a linear
+    channel (a group norm of one group). All other settings, replacement and errors are as of `BatchNorm`; a linear
     layer fed (N, T, C) is normalized over C. Cost: two passes over the activations, 2 C parameters a layer.
     Source: Ba et al. 2016.
 
@@ -185,6 +198,8 @@ class LayerNorm:
     dense: bool = field(default=False, validator=flag())
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    side: str = field(default="output", validator=side())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -199,8 +214,8 @@ class GroupNorm:
     groups   of every layer; by default as many as possible for a convolution, but at most 32, and of at least four
              channels each; and 1 for a linear layer, which has one value a channel only
 
-    A layer whose channels are no multiple of `groups` is skipped. `eps`, `dense`, places, replacement and errors are as
-    of `BatchNorm`. Cost: two passes over the activations, 2 C parameters a layer. Source: Wu & He 2018.
+    A layer whose channels are no multiple of `groups` is skipped. All other settings, replacement and errors are as of
+    `BatchNorm`. Cost: two passes over the activations, 2 C parameters a layer. Source: Wu & He 2018.
 
     >>> import torch, trickbox
     >>> from torch import nn
@@ -219,6 +234,8 @@ class GroupNorm:
     dense: bool = field(default=False, validator=flag())
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    side: str = field(default="output", validator=side())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -232,7 +249,7 @@ class InstanceNorm:
     """Normalize every channel of every sample over its positions, which takes style and strength away.
 
     A group norm of one channel a group, with gain and shift and without running statistics. Behind convolutions alone:
-    a feature of a linear layer has one value a sample. `eps`, places, replacement and errors are as of `BatchNorm`.
+    a feature of a linear layer has one value a sample. All settings, replacement and errors are as of `BatchNorm`.
     Cost: two passes over the activations, 2 C parameters a layer. Source: Ulyanov et al. 2016.
 
     >>> import torch, trickbox
@@ -249,6 +266,8 @@ class InstanceNorm:
     eps: float = field(default=1e-5, validator=interval("(0, inf)"))
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    side: str = field(default="output", validator=side())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -280,6 +299,8 @@ class RMSNorm:
     dense: bool = field(default=False, validator=flag())
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    side: str = field(default="output", validator=side())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:

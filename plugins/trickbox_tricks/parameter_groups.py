@@ -12,15 +12,15 @@ from torch import nn
 from trickbox.authoring import (
     CONVOLUTIONS,
     NORMS,
-    Depths,
     Options,
     Places,
     State,
     Surgery,
+    at_depth,
+    by_depth,
     flag,
     hookimpl,
     integer,
-    interval,
     places,
     trick,
 )
@@ -112,7 +112,8 @@ def parameters(surgery: Surgery, test: Callable[[str], bool]) -> list[str]:
 class LayerwiseDecay:
     """Let early layers learn slower: each step of depth towards the input multiplies the rate once more.
 
-    decay        the factor for one step of depth, in (0, 1]; the last depth keeps the optimizer's rate
+    decay        the factor for one step of depth, in (0, 1]; the last depth keeps the optimizer's rate. Or a function
+                 that gives the whole factor for a depth, from 0.0 for the first to 1.0 for the last
     at, not_at   the modules whose parameters learn slower, with all inside them, and those whose do not
 
     The stem and the embeddings are depth 0, each block with a residual connection is one more, with what runs between
@@ -137,7 +138,7 @@ class LayerwiseDecay:
     off: ClassVar = {"decay": 1.0}
     tunes: ClassVar = ("decay",)
 
-    decay: float = field(default=0.75, validator=interval("(0, 1]"))
+    decay: float | Callable[[float], float] = field(default=0.75, validator=by_depth("(0, 1]"))
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
 
@@ -147,12 +148,18 @@ class LayerwiseDecay:
         if self.decay == 1:
             return
         surgery = state.surgery
-        depths, chosen = Depths(surgery.anatomy), parameters(surgery, inside(surgery, self.at, self.not_at))
+        depths, chosen = surgery.depths, parameters(surgery, inside(surgery, self.at, self.not_at))
         slower = [name for name in chosen if depths.parameters[name] < depths.last]
         if not slower:
             surgery.require([], "parameters in front of the last depth")
         for name in slower:
-            state.options(name, Options(lr=self.decay ** (depths.last - depths.parameters[name])))
+            state.options(name, Options(lr=self._factor(depths.parameters[name], depths.last)))
+
+    def _factor(self, depth: int, last: int) -> float:
+        """What the rate of a depth is multiplied with."""
+        if callable(self.decay):
+            return at_depth(self, "decay", depth / last)
+        return float(self.decay ** (last - depth))
 
 
 @trick
@@ -267,7 +274,7 @@ def waiting(surgery: Surgery, chosen: set[str], test: Callable[[str], bool]) -> 
 
     All but the last depth of those that have anything to train.
     """
-    depths, model = Depths(surgery.anatomy), surgery.model
+    depths, model = surgery.depths, surgery.model
     trained = [name for name in depths.parameters if model.get_parameter(name).requires_grad]
     names, modules = defaultdict[int, list[str]](list), defaultdict[int, list[str]](list)
     for name in trained:

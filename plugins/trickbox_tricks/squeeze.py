@@ -21,6 +21,7 @@ from trickbox.authoring import (
     State,
     Surgery,
     behind_norm,
+    flag,
     hookimpl,
     integer,
     is_stochastic_depth,
@@ -61,6 +62,7 @@ class SqueezeExcite:
     reduction    how many channels share one hidden unit of the gate
     at, not_at   the branches on which it acts, and those on which it does not, named by their block, by the module that
                  makes what is added, or by the sum; in a model without branches, the convolutions behind which it acts
+    shared       one gate for all calls of a module that is called several times, which else get one each
 
     It acts on what a residual branch with convolutions adds, behind its last norm and in front of a dropout. In a plain
     net it acts behind the last convolution of each stage, which ends where the number of positions changes, and behind
@@ -84,6 +86,7 @@ class SqueezeExcite:
     reduction: int = field(default=16, validator=integer(1))
     at: Places | None = field(default=None, validator=places())
     not_at: Places | None = field(default=None, validator=places())
+    shared: bool = field(default=False, validator=flag())
 
     @hookimpl
     def init(self, state: State) -> None:
@@ -121,16 +124,16 @@ class SqueezeExcite:
             return False
         if isinstance(place.module, DROPOUTS) or is_stochastic_depth(place.module):
             # Behind it the means of training would not be those of eval.
-            surgery.insert_before(place, made, Rank.SQUEEZE)
+            surgery.insert_before(place, made, Rank.SQUEEZE, shared=self.shared)
         else:
-            surgery.insert_in(branch, made, Rank.SQUEEZE)
+            surgery.insert_in(branch, made, Rank.SQUEEZE, self.shared)
         return True
 
     def _behind(self, state: State, site: Site) -> bool:
         place = behind_norm(state.surgery.model, state.surgery.tape, site)
         made = self._made(state, place, place.output_shape, 1 if isinstance(site.module, CONVOLUTIONS) else None)
         if made is not None:
-            state.surgery.insert(place, made, Rank.SQUEEZE)
+            state.surgery.insert(place, made, Rank.SQUEEZE, self.shared)
         return made is not None
 
     def _made(self, state: State, site: Site, shape: tuple[int, ...], channels: int | None) -> nn.Module | None:

@@ -125,5 +125,24 @@ def test_many_heads_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, batched:
             torch.testing.assert_close(found[1], expected[1])
 
 
-def ours(*args, training, is_causal=False, **settings):
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_keys_that_torch_adds_are_added(monkeypatch: pytest.MonkeyPatch, batched: bool, masked: bool) -> None:
+    for biased, zero in itertools.product([False, True], repeat=2):
+        layer = nn.MultiheadAttention(8, 2, add_bias_kv=biased, add_zero_attn=zero)
+        x = torch.randn(5, 3, 8) if batched else torch.randn(5, 8)
+        padding = torch.tensor([[False] * 4 + [True]] * 3)
+        settings = {
+            "attn_mask": torch.rand(5, 5) < 0.3 if masked else None,
+            "key_padding_mask": (padding if batched else padding[0]) if masked else None,
+        }
+        if masked:
+            settings["attn_mask"][:, 0] = False
+        expected = layer(x, x, x, **settings)
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "multi_head_attention_forward", ours)
+            torch.testing.assert_close(layer(x, x, x, **settings), expected)
+
+
+def ours(*args, **settings):
     return attend_with_heads(*args, probabilities=same, **settings)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trickbox.errors import SurgeryError
-from trickbox.surgery import Rank, Site, Surgery, undo
+from trickbox.surgery import Rank, Site, Surgery, try_out, undo
 from trickbox.surgery.inside import name_of
 from trickbox.testing.zoo import specimen
 
@@ -87,7 +87,7 @@ def site(surgery: Surgery, label: str) -> Site:
 def operated(model: nn.Module, label: str, child: nn.Module, way: str = "insert", inputs: Any = X) -> nn.Module:
     surgery = Surgery.on(model, inputs)
     getattr(surgery, way)(site(surgery, label), child, Rank.DROPOUT)
-    surgery.try_out()
+    try_out(surgery)
     return model
 
 
@@ -320,7 +320,7 @@ def test_a_container_that_runs_its_children_in_a_row_runs_past_what_is_attached(
     expected = model(X) * 3
     surgery = Surgery.on(model, X)
     surgery.insert(surgery.sites(nn.Sequential)[0], Tripled(), Rank.DROPOUT)
-    surgery.try_out()
+    try_out(surgery)
     assert torch.equal(model(X), expected)
     assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(X), expected)
 
@@ -336,7 +336,7 @@ def test_every_function_of_a_model_can_be_reached(name: str) -> None:
     surgery = Surgery.on(model, inputs)
     for each in surgery.functions():
         surgery.insert(each, nn.Identity(), Rank.DROPOUT)
-    surgery.try_out()
+    try_out(surgery)
     assert all(map(torch.equal, tensors(call(model, inputs)), before))
     undo(model)
     assert is_plain(model)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trickbox as tb
-from trickbox.authoring import choice, flag, hookimpl, integer, interval, text, trick
+from trickbox.authoring import at_depth, by_depth, choice, flag, hookimpl, integer, interval, places, side, text, trick
 from trickbox.hooks import MOMENTS
 from trickbox.trick import fields_of, fresh, hooks_of, is_off, is_trick, make, name_of, to_config
 
@@ -343,6 +343,36 @@ def test_a_choice_is_one_of_its_words_and_the_error_has_the_near_match():
     assert not accepts(choice("a", "b"), "c")
     assert not accepts(choice("a", "b"), None)
     assert not accepts(choice("a", "b"), ["a"])
+
+
+@trick
+class Deep:
+    """Act at a depth. Cost: none."""
+
+    p: float = field(default=0.5, validator=by_depth("[0, 1)"))
+    at: str | None = field(default=None, validator=places())
+    side: str = field(default="output", validator=side())
+
+
+def test_a_setting_by_depth_is_a_number_or_a_function():
+    assert [at_depth(Deep(0.3), "p", depth) for depth in (0.0, 1.0)] == [0.3, 0.3]
+    assert [at_depth(Deep(lambda depth: depth / 4), "p", depth) for depth in (0.0, 1.0)] == [0.0, 0.25]
+    with pytest.raises(tb.ConfigError, match=r"deep: p must be in \[0, 1\), got 1.5"):
+        Deep(1.5)
+
+
+@pytest.mark.parametrize("value", [1.0, None, "half", math.nan, lambda depth: depth])
+def test_what_a_function_of_depth_gives_is_checked(value):
+    with pytest.raises(tb.ConfigError, match=r"deep: p must be in \[0, 1\), got .* at depth 0.50"):
+        at_depth(Deep(lambda depth: value), "p", 0.5)
+
+
+def test_an_input_is_that_of_a_named_place():
+    assert Deep(at="fc1", side="input").side == "input"
+    with pytest.raises(tb.ConfigError, match="deep: side='input' needs at=, which says of what"):
+        Deep(side="input")
+    with pytest.raises(tb.ConfigError, match="deep: side must be one of output, input, got 'inptu' Did you mean"):
+        Deep(at="fc1", side="inptu")
 
 
 @pytest.mark.parametrize("value", [0, 1, None, "True"])

@@ -497,7 +497,7 @@ transformer_encoder
                 encoder.layers.{0,1}.linear{1,2}.weight fc.weight
     freeze      embedding encoder
     branches                after encoder.layers.{0,1}.dropout{1,2}
-    qk_norm                 refused: out of sight
+    qk_norm                 inside encoder.layers.{0,1}.self_attn:multi_head_attention_forward
     attention_dropout       inside encoder.layers.{0,1}.self_attn:multi_head_attention_forward
     convert_norm            refused: already
     instance_norm           refused: blocks have norms
@@ -515,7 +515,8 @@ encoder_decoder
                 transformer.{encoder,decoder}.layers.0.linear{1,2}.weight generator.weight
     freeze      {src,tgt}_embedding transformer
     branches                after transformer.encoder.layers.0.dropout{1,2} transformer.decoder.layers.0.dropout{1,2,3}
-    qk_norm                 refused: out of sight
+    qk_norm                 inside transformer.{encoder,decoder}.layers.0.self_attn:multi_head_attention_forward
+                            transformer.decoder.layers.0.multihead_attn:multi_head_attention_forward
     attention_dropout       inside transformer.{encoder,decoder}.layers.0.self_attn:multi_head_attention_forward
                             transformer.decoder.layers.0.multihead_attn:multi_head_attention_forward
     convert_norm            refused: already
@@ -533,7 +534,7 @@ multihead_attention
     initialize  input_proj.weight attention.{in_proj_weight,out_proj.weight} ffn.{0,3}.weight head.weight
     freeze      input_proj attention norm1 ffn norm2
     branches                after attention ffn
-    qk_norm                 refused: out of sight
+    qk_norm                 inside attention:multi_head_attention_forward
     attention_dropout       inside attention:multi_head_attention_forward
     convert_norm            refused: already
     instance_norm           refused: blocks have norms

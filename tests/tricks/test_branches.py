@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trickbox_tricks.branches import LayerScale, ReZero, RowDrop, StochasticDepth, drop_rows, rates
+from trickbox_tricks.branches import LayerScale, ReZero, RowDrop, StochasticDepth, drop_rows, shares
 from trickbox_tricks.dropout import Dropout
 from trickbox_tricks.normalization import BatchNorm
 from trickbox_tricks.residual import Residual
@@ -56,11 +56,10 @@ def test_the_share_of_rows_that_survive_and_their_mean() -> None:
 def test_linear_rates_are_those_of_timm() -> None:
     layers = pytest.importorskip("timm.layers", reason="pip install 'trickbox[models]'")
     for depth in (1, 2, 12):
-        assert rates(0.3, depth, "linear")[-1] == 0.3
+        assert shares(depth)[-1] == 1.0
         if depth > 1:
             theirs = layers.calculate_drop_path_rates(0.3, depth)
-            assert rates(0.3, depth, "linear") == pytest.approx(theirs)
-    assert rates(0.3, 3, "constant") == [0.3] * 3
+            assert [0.3 * share for share in shares(depth)] == pytest.approx(theirs)
 
 
 # -- stochastic depth --------------------------------------------------------------------------------------------------
@@ -339,3 +338,53 @@ def test_shortcuts_before_the_activation_are_baked_and_compiled() -> None:
     expected = net(x)
     assert torch.equal(tb.bake(net)(x), expected)
     assert torch.equal(torch.compile(net, fullgraph=True, backend="eager")(x), expected)
+
+
+# -- by depth, and one for several calls -------------------------------------------------------------------------------
+
+
+def test_the_rate_of_a_block_can_be_any_function_of_how_far_along_it_lies() -> None:
+    model, x = specimen("resnet")
+    tb.apply(model, [StochasticDepth(lambda along: 0.1 + 0.4 * along**2)], x)
+    rates = [module.p for module in model.modules() if isinstance(module, RowDrop)]
+    assert sorted(set(rates)) == pytest.approx([0.1 + 0.4 * share**2 for share in shares(len(set(rates)))])
+
+
+class Repeated(nn.Module):
+    """One residual block that is called three times, as ALBERT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = Block(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.block(x)
+        return self.head(x)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(self.fc1(x).relu())
+
+
+@pytest.mark.parametrize("trick", [LayerScale, ReZero])
+def test_one_gate_serves_all_calls_of_a_block(trick: Any) -> None:
+    x = torch.randn(3, 4)
+    for shared, count in ((False, 3), (True, 1)):
+        model = Repeated()
+        tb.apply(model, [trick(shared=shared)], x)
+        gains = [p for name, p in model.named_parameters() if "trickbox" in name]
+        assert len(gains) == count
+        with torch.no_grad():
+            for gain in gains:
+                gain.fill_(1.0)
+        plain = Repeated()
+        plain.load_state_dict({n: v for n, v in model.state_dict().items() if "trickbox" not in n})
+        assert torch.equal(model(x), plain(x))
+        model(x).sum().backward()
+        assert all(gain.grad is not None for gain in gains)

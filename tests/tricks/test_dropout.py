@@ -739,3 +739,48 @@ def test_a_place_that_is_not_there_is_answered_with_the_nearest(setting: str, pl
     with pytest.raises(ConfigError, match=rf"^dropout: {setting}: {message}"):
         apply(model, [Dropout(**{setting: place})], x)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+# -- on inputs, and by depth -------------------------------------------------------------------------------------------
+
+
+class DropsInFront(PlainNet):
+    """The lesson's network with dropout in front of its second convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.pool(F.relu(self.conv1(x))), 0.3, self.training)
+        x = self.pool(F.relu(self.conv2(x)))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+def test_on_the_input_of_a_layer_it_is_the_hand_written_network() -> None:
+    model, expected, x = PlainNet(), DropsInFront(), torch.randn(4, 1, 128)
+    expected.load_state_dict(model.state_dict())
+    apply(model, [Dropout(0.3, at="conv2", side="input")], x, seed=1)
+    (layer,) = dropouts(model).values()
+    set_time(model, 5)
+    found = model(x)
+    torch.manual_seed(seed_of(layer, 5))
+    assert torch.equal(found, expected(x))
+
+
+def test_on_the_input_of_a_layer_a_dropout_that_is_there_is_adjusted() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2))
+    apply(model, [Dropout(0.2, at="3", side="input")], torch.randn(3, 4))
+    assert [(name, module.p) for name, module in dropouts(model).items()] == [("2", 0.2)]
+
+
+def test_the_input_of_a_function_can_be_named() -> None:
+    model, x = specimen("gpt")
+    apply(model, [Dropout(0.2, at="blocks.0.attn:scaled_dot_product_attention", side="input")], x)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+
+
+def test_a_rate_can_grow_with_the_depth() -> None:
+    model = apply(PlainNet(), [Dropout(lambda depth: 0.3 * depth)], torch.randn(4, 1, 128))
+    rates = {name.partition(".")[0]: module.p for name, module in dropouts(model).items()}
+    assert rates == pytest.approx({"conv1": 0.0, "conv2": 0.1, "fc1": 0.2})
+    with pytest.raises(ConfigError, match=r"dropout: p must be in \[0, 1\), got 2.0 at depth 0.00"):
+        apply(PlainNet(), [Dropout(lambda _: 2.0)], torch.randn(4, 1, 128))

@@ -379,6 +379,72 @@ def test_a_transformer_layer_keeps_its_norms() -> None:
         apply(nn.Sequential(layer, nn.Linear(8, 2)), [LayerNorm()], torch.randn(3, 5, 8))
 
 
+# -- in front of layers, and one for several calls ---------------------------------------------------------------------
+
+
+class PreNormNet(PlainNet):
+    """The lesson's network with norms in front of its second convolution and of its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm1d(16), nn.BatchNorm1d(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.pool(F.relu(self.conv1(x))))
+        x = self.pool(F.relu(self.conv2(x)))
+        return self.fc2(self.bn2(F.relu(self.fc1(x.flatten(1)))))
+
+
+def test_in_front_of_layers_it_is_the_hand_written_network() -> None:
+    model, expected, x = PlainNet(), PreNormNet(), torch.randn(4, 1, 128)
+    model.load_state_dict({n: v for n, v in expected.state_dict().items() if not n.startswith("bn")})
+    apply(model, [BatchNorm(at=["conv2", "fc2"], side="input")], x)
+    assert torch.equal(model(x), expected(x))
+    assert torch.equal(model.eval()(x), expected.eval()(x))
+
+
+def test_in_front_of_a_layer_the_norm_that_is_there_is_exchanged() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 8, 3), nn.ReLU(), nn.BatchNorm1d(8), nn.Conv1d(8, 2, 3), nn.Flatten())
+    with pytest.raises(NoEffectError, match="it is a BatchNorm1d already"):
+        apply(model, [BatchNorm(at="3", side="input")], torch.randn(4, 1, 9))
+    apply(model, [GroupNorm(at="3", side="input")], torch.randn(4, 1, 9))
+    assert norms(model).keys() == {"2"}
+    assert isinstance(model[2], nn.GroupNorm)
+
+
+class Twice(nn.Module):
+    """One layer in two calls; with `norms` of its own behind each of them."""
+
+    def __init__(self, *norms: nn.Module) -> None:
+        super().__init__()
+        self.fc, self.head, self.norms = nn.Linear(4, 4), nn.Linear(4, 2), nn.ModuleList(norms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm in self.norms if len(self.norms) else (nn.Identity(),) * 2:
+            x = norm(self.fc(x)).relu()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("kind", ["output", "input"])
+def test_one_norm_serves_all_calls_of_a_layer(kind: str) -> None:
+    norm = nn.BatchNorm1d(4)
+    model, expected, x = Twice(), Twice(norm, norm), torch.randn(8, 4)
+    model.load_state_dict({n: v for n, v in expected.state_dict().items() if not n.startswith("norm")})
+    apply(model, [BatchNorm(at="fc", shared=True, side=kind)], x)
+    assert list(norms(model)) == ["fc.trickbox.batch_norm"]
+    if kind == "output":
+        assert torch.equal(model(x), expected(x))
+        assert torch.equal(model.eval()(x), expected.eval()(x))
+    copied = copy.deepcopy(model.train())
+    assert torch.equal(copied(x), model(x))
+    (one,) = norms(copied).values()
+    assert one.num_batches_tracked == (4 if kind == "output" else 2)
+    undo(model)
+    assert not norms(model)
+    apply(model, [BatchNorm(at="fc")], x)
+    assert len(norms(model)) == 2
+
+
 # -- undo --------------------------------------------------------------------------------------------------------------
 
 

@@ -539,3 +539,11 @@ def test_rates_and_decay_are_those_of_timm(name: str, follows: str) -> None:
         assert ours[each]["weight_decay"] == group["weight_decay"], each
         expected = 1.0 if follows and each.startswith(f"{follows}.") else group["lr_scale"]
         assert ours[each]["lr"] == pytest.approx(expected, rel=1e-12), each
+
+
+def test_the_rate_can_be_any_function_of_the_depth() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    apply(net, [LayerwiseDecay(lambda depth: 0.1 + 0.6 * depth)], torch.zeros(4, 2), optimizer=optimizer)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(layer.weight)] for layer in (net[0], net[2], net[4])] == pytest.approx([0.1, 0.4, 1.0])

@@ -107,6 +107,68 @@ def test_it_goes_together_with_dropped_probabilities_in_any_order() -> None:
     assert not torch.equal(outputs[0], model.eval()(x))
 
 
+class Heads(nn.MultiheadAttention):
+    """The attention of torch written out, with norms on queries and keys and the probabilities open."""
+
+    def __init__(self, kind: type[nn.Module], **settings: Any) -> None:
+        super().__init__(8, 2, batch_first=True, **settings)
+        self.norms = kind(4), kind(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self._project(x))
+        out = F.scaled_dot_product_attention(self.norms[0](q), self.norms[1](k), v)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_it_acts_inside_the_attention_of_torch(weights: bool) -> None:
+    model, expected = nn.MultiheadAttention(8, 2, batch_first=True), Heads(nn.LayerNorm)
+    model.load_state_dict(expected.state_dict())
+    inputs = (X, X, X, None, weights)
+    tb.apply(model, [QKNorm()], inputs)
+    torch.testing.assert_close(model(*inputs)[0], expected(X))
+    names = [name for name, _ in model.named_parameters() if ".queries." in name or ".keys." in name]
+    assert len(names) == 4
+    model(*inputs)[0].square().sum().backward()
+    assert all(model.get_parameter(name).grad is not None for name in names)
+
+
+def test_torchs_own_block_takes_no_short_way_around_it() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    tb.apply(model, [QKNorm()], X)
+    before = model(X)
+    with torch.no_grad():
+        model.self_attn.in_proj_weight[:16] *= 50
+        model.self_attn.in_proj_bias[:16] *= 50
+        torch.testing.assert_close(model(X), before, rtol=1e-2, atol=1e-2)  # eps counts in the small ones
+
+
+def test_inside_the_attention_of_torch_dropped_probabilities_are_those_of_normed_queries() -> None:
+    outputs, x = [], torch.randn(3, 5, 8)
+    for tricks in ([QKNorm(), Dropout(0.5, where="attention")], [Dropout(0.5, where="attention"), QKNorm()]):
+        torch.manual_seed(0)
+        model = nn.MultiheadAttention(8, 2, batch_first=True)
+        tb.apply(model, tricks, (x, x, x), seed=3)
+        with torch.no_grad():
+            model.in_proj_weight[:16] *= 50
+        outputs.append(model(x, x, x))
+    torch.testing.assert_close(*outputs)
+    zeros, weights = (outputs[0][1] == 0).double().mean(), outputs[0][1]
+    assert 0.1 < zeros < 0.5  # the mean of two heads is zero in a quarter of the places
+    assert weights.max() < 1.9  # without norms, scores of this size make one probability 1, and 2 when it is kept
+
+
+def test_the_dropout_of_torchs_attention_stays() -> None:
+    model = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+    tb.apply(model, [QKNorm()], (X, X, X))
+    assert (model(X, X, X)[1] == 0).any()
+    assert not torch.equal(model(X, X, X, need_weights=False)[0], model(X, X, X, need_weights=False)[0])
+    assert not (model.eval()(X, X, X)[1] == 0).any()
+
+
 def test_one_attention_can_be_named() -> None:
     model, x = specimen("gpt")
     tb.apply(model, [QKNorm(at="blocks.1.*:scaled_dot_product_attention")], x)
@@ -118,7 +180,6 @@ def test_one_attention_can_be_named() -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("multihead_attention", "queries and keys are multiplied in its module, out of sight"),
         ("mlp", "looked for attentions whose queries and keys can be reached"),
         ("mixture_of_experts", "looked for attentions whose queries and keys can be reached"),
     ],

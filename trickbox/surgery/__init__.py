@@ -14,6 +14,7 @@ draws.py    what a layer draws: masks that are functions of numbers
 recompute.py  which call it is that activation checkpointing repeats
 ledger.py   what was done to a model, and undo
 edits.py    the verbs that tricks use
+trial.py    whether the edited model still runs
 norms.py    the norm that suits an output, and one norm in the place of another
 bake.py     what tricks have learned, folded into the model or written out in a copy
 table.py    what can be named in a model
@@ -63,8 +64,10 @@ from trickbox.surgery.sites import Site as Site
 from trickbox.surgery.sites import behind_norm as behind_norm
 from trickbox.surgery.sites import gain_after as gain_after
 from trickbox.surgery.sites import norm_after as norm_after
+from trickbox.surgery.sites import norm_before as norm_before
 from trickbox.surgery.tape import Event as Event
 from trickbox.surgery.tape import Tape as Tape
 from trickbox.surgery.tape import dry as dry
 from trickbox.surgery.tape import evaluating as evaluating
 from trickbox.surgery.tape import record as record
+from trickbox.surgery.trial import try_out as try_out

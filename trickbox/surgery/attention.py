@@ -19,7 +19,12 @@ _PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
 _PASSED = ("dropout", "to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "identity")
 """Names between the probabilities and the values, in lower case."""
 
-Probabilities = Callable[[Tensor], Tensor]
+Change = Callable[[Tensor], Tensor]
+
+
+def same(x: Tensor) -> Tensor:
+    """*x* itself: nothing changes."""
+    return x
 
 
 def attentions(model: nn.Module, tape: Tape) -> list[Site]:
@@ -83,7 +88,7 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    probabilities: Probabilities,
+    probabilities: Change,
 ) -> Tensor:
     """`F.scaled_dot_product_attention` with the *probabilities* changed; its own dropout is left out.
 
@@ -112,52 +117,72 @@ def attend_with_heads(
     heads: int,
     in_proj_weight: Tensor | None,
     in_proj_bias: Tensor | None,
-    bias_k: None,
-    bias_v: None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
     add_zero_attn: bool,
     dropout_p: float,
     out_proj_weight: Tensor,
     out_proj_bias: Tensor | None,
+    training: bool = True,
     *,
-    probabilities: Probabilities,
+    queries: Change = same,
+    keys: Change = same,
+    probabilities: Change | None = None,
     need_weights: bool = True,
     average_attn_weights: bool = True,
     key_padding_mask: Tensor | None = None,
     attn_mask: Tensor | None = None,
     use_separate_proj_weight: bool = False,
+    is_causal: bool = False,
     **weights: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """`F.multi_head_attention_forward` with the *probabilities* changed; its own dropout is left out.
+    """`F.multi_head_attention_forward` with *queries*, *keys* (..., heads, L, D) and the *probabilities* changed.
 
-    Without `bias_k`, `add_zero_attn` and static keys, which `nn.MultiheadAttention` has where it is asked for them.
+    Its own dropout is left out where the probabilities are changed. Without static keys, which `nn.MultiheadAttention`
+    never has; as there, a causal mask must be in `attn_mask`, whatever `is_causal` hints at.
     """
-    kept: list[Tensor] = []
     names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     projections = [weights[name] for name in names] if use_separate_proj_weight else in_proj_weight.chunk(3)  # type: ignore[union-attr]
     biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-    made = (F.linear(x, w, b) for x, w, b in zip((query, key, value), projections, biases, strict=True))
-    q, k, v = (x.reshape(*x.shape[:-1], heads, -1).movedim(0, -2) for x in made)
+    q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), projections, biases, strict=True))
+    k, v = _with_bias(k, bias_k), _with_bias(v, bias_v)
+    q, k, v = (x.reshape(*x.shape[:-1], heads, -1).movedim(0, -2) for x in (q, k, v))
+    q, k, more = queries(q), keys(k), int(bias_k is not None) + int(add_zero_attn)
+    if add_zero_attn:
+        k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+    mask, kept = _mask(attn_mask, key_padding_mask, q, more), list[Tensor]()
+    own = dropout_p if training else 0.0
 
     def keep(drawn: Tensor) -> Tensor:
-        kept.append(probabilities(drawn))
+        kept.append(probabilities(drawn) if probabilities is not None else F.dropout(drawn, own))
         return kept[0]
 
-    mixed = attend(q, k, v, _mask(attn_mask, key_padding_mask, q), probabilities=keep)
+    if probabilities is None and not need_weights:
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, own)
+    else:
+        mixed = attend(q, k, v, mask, probabilities=keep)
     output = F.linear(mixed.movedim(-2, 0).flatten(-2), out_proj_weight, out_proj_bias)
-    shown = kept[0].mean(-3) if average_attn_weights else kept[0]
-    return output, shown if need_weights else None
+    return output, _shown(kept[0], average_attn_weights) if need_weights else None
 
 
-def _mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Both masks of a multi-head attention as one that is added to the scores (N, heads, L, S)."""
-    if attn_mask is not None:
-        attn_mask = _added(attn_mask, q)
-        if attn_mask.ndim == 3 and q.ndim == 4:
-            attn_mask = attn_mask.reshape(*q.shape[:2], *attn_mask.shape[1:])
-    if key_padding_mask is None:
-        return attn_mask
-    padding = _added(key_padding_mask, q)[..., None, None, :]
-    return padding if attn_mask is None else attn_mask + padding
+def _with_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Keys or values (L, N, E) or (L, E) with one more that is learned."""
+    return x if bias is None else torch.cat([x, bias.expand(1, x.shape[1], -1) if x.ndim == 3 else bias[0]])
+
+
+def _shown(probabilities: Tensor, averaged: bool) -> Tensor:
+    return probabilities.mean(-3) if averaged else probabilities
+
+
+def _mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, more: int) -> Tensor | None:
+    """Both masks of a multi-head attention as one that is added to the scores, with *more* keys that none hides."""
+    mask = None if attn_mask is None else _added(attn_mask, q)
+    if mask is not None and mask.ndim == 3 and q.ndim == 4:
+        mask = mask.reshape(*q.shape[:2], *mask.shape[1:])
+    if key_padding_mask is not None:
+        padding = _added(key_padding_mask, q)[..., None, None, :]
+        mask = padding if mask is None else mask + padding
+    return mask if mask is None else F.pad(mask, (0, more))
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:

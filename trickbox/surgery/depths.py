@@ -40,6 +40,10 @@ class Depths:
             path = path.rpartition(".")[0]
         return self._called[path]
 
+    def share(self, path: str) -> float:
+        """The depth of the module at *path* as a share of the greatest, from 0.0 to 1.0."""
+        return self.of(path) / max(self.last, 1)
+
     @property
     def last(self) -> int:
         """The greatest depth."""

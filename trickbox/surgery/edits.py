@@ -34,6 +34,7 @@ from trickbox.surgery.attach import (
     stand_in,
 )
 from trickbox.surgery.branches import Branch, branch_at, branches_of
+from trickbox.surgery.depths import Depths
 from trickbox.surgery.draws import Clock
 from trickbox.surgery.ledger import (
     Added,
@@ -43,14 +44,13 @@ from trickbox.surgery.ledger import (
     Ticking,
     Written,
     clock_of,
-    edits_of,
     ledger,
     replace_module,
     tensor_of,
 )
 from trickbox.surgery.places import MODEL, Places, check_matched, check_not_around, choose, unmatched
 from trickbox.surgery.sites import DROPOUTS, NORMS, Site, functions_of, site_of, sites_of
-from trickbox.surgery.tape import Event, Tape, dry, record
+from trickbox.surgery.tape import Event, Tape, record
 
 SHOWN = 12
 """How many calls of modules an error names, before it counts kinds."""
@@ -82,6 +82,9 @@ class Surgery:
     acting: str = "surgery"
     notes: list[Note] = field(factory=list)
     _anatomy: Anatomy | None = field(default=None, init=False)
+    _depths: Depths | None = field(default=None, init=False)
+    _shared: dict[tuple[Any, ...], nn.Module] = field(factory=dict, init=False)
+    """What serves all calls of a module, by the trick, the module, and how it acts there."""
 
     @classmethod
     def on(cls, model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] = call) -> Surgery:
@@ -94,36 +97,6 @@ class Surgery:
         return cls(
             model, inputs, evolve(trained, output=tape.output) if trained.shows_more(tape) else tape, trained, forward
         )
-
-    def try_out(self) -> None:
-        """Run the edited model once in eval mode and once in training mode, where it could run so before.
-
-        Raises `SurgeryError`, naming the trick and the site, where that fails. Leaves no trace. Cost: two forwards
-        without gradients, where anything was edited.
-        """
-        if edits_of(self.model) == 0:
-            return
-        for training in (False, True):
-            if training and self.trained is None:
-                continue
-            try:
-                with dry(self.model, training):
-                    self.forward(self.model, self.inputs)
-            except Exception as error:
-                where, mode = self._blame(error), "training" if training else "eval"
-                raise SurgeryError(
-                    f"{where}: with it the model cannot run in {mode} mode: {type(error).__name__}: {error}"
-                ) from error
-
-    def _blame(self, error: Exception) -> str:
-        """Where an error came from: the innermost of the modules that tricks have added or put in."""
-        ours = {id(m): path for path, m in self.model.named_modules() if f".{CHILD}." in f".{path}."}
-        ours |= {id(self.model.get_submodule(path)): path for path, _ in self.converted()}
-        found, trace = "surgery", error.__traceback__
-        while trace is not None:
-            found = ours.get(id(trace.tb_frame.f_locals.get("self")), found)
-            trace = trace.tb_next
-        return found
 
     # where
 
@@ -146,6 +119,13 @@ class Surgery:
         if self._anatomy is None or self._anatomy.tape is not self.tape:
             self._anatomy = Anatomy(self.model, self.tape)
         return self._anatomy
+
+    @property
+    def depths(self) -> Depths:
+        """How deep each part of the model lies, as it is now."""
+        if self._depths is None or self._depths.anatomy is not self.anatomy:
+            self._depths = Depths(self.anatomy)
+        return self._depths
 
     def head(self) -> Site:
         """The last weight layer that makes an output. Raises `NoEffectError` where there is none."""
@@ -224,26 +204,29 @@ class Surgery:
 
     # what
 
-    def insert(self, site: Site, child: nn.Module, rank: Rank) -> None:
-        """Let *child* change the output of *site*; of several children the lowest rank comes first."""
-        self._attach(site, child, rank, "after", self.tape.used(site.event))
+    def insert(self, site: Site, child: nn.Module, rank: Rank, shared: bool = False) -> None:
+        """Let *child* change the output of *site*; of several children the lowest rank comes first.
 
-    def insert_before(self, site: Site, child: nn.Module, rank: Rank, tensor: int = 0) -> None:
+        Where it is *shared*, the child of the first call of the module acts on its other calls too, in place of theirs.
+        """
+        self._attach(site, child, rank, "after", self.tape.used(site.event), shared=shared)
+
+    def insert_before(self, site: Site, child: nn.Module, rank: Rank, tensor: int = 0, shared: bool = False) -> None:
         """Let *child* change an input of *site*: the first tensor that goes in, or the one of that number."""
         if site.function and tensor == 0 and site.event.in_place:
             raise SurgeryError(f"{self.acting}: {site.label} changes its first input in place; act after it instead")
-        self._attach(site, child, rank, "before", tensor)
+        self._attach(site, child, rank, "before", tensor, shared=shared)
 
-    def insert_instead(self, site: Site, child: nn.Module, rank: Rank) -> None:
+    def insert_instead(self, site: Site, child: nn.Module, rank: Rank, shared: bool = False) -> None:
         """Let *child* do the work of a function that a forward calls: ``child(function, *args, **kwargs)``."""
-        self._attach(site, child, rank, "instead")
+        self._attach(site, child, rank, "instead", shared=shared)
 
-    def insert_in(self, branch: Branch, child: nn.Module, rank: Rank) -> None:
+    def insert_in(self, branch: Branch, child: nn.Module, rank: Rank, shared: bool = False) -> None:
         """Let *child* change what a residual branch adds."""
         if branch.place.function:
-            self.insert_before(branch.place, child, rank, branch.tensor)
+            self.insert_before(branch.place, child, rank, branch.tensor, shared)
         else:
-            self._attach(branch.place, child, rank, "after", branch.tensor)
+            self._attach(branch.place, child, rank, "after", branch.tensor, shared=shared)
 
     def replacement(self, site: Site) -> nn.Module | None:
         """What does the work of a function already, or None."""
@@ -346,18 +329,27 @@ class Surgery:
         assert clock_of(self.model) is clock, "a run takes over the clock that it finds"
 
     def _attach(
-        self, site: Site, child: nn.Module, rank: Rank, way: Way, tensor: int = 0, stash: Stash | None = None
+        self,
+        site: Site,
+        child: nn.Module,
+        rank: Rank,
+        way: Way,
+        tensor: int = 0,
+        stash: Stash | None = None,
+        shared: bool = False,
     ) -> None:
         there = attachments(site.module) or Attachments(1)
-        shared = next((name for name, other in there.named_children() if other is child), None)
-        slot = Slot(shared or self._free_name(site), site.host_call, rank, way, stash, tensor, site.function)
-        slot.number = site.call if site.function else 0
+        number = site.call if site.function else 0
+        if shared:
+            child = self._shared.setdefault((self.acting, site.module, way, site.function, number, tensor), child)
+        known = next((name for name, other in there.named_children() if other is child), None)
+        slot = Slot(known or self._free_name(site), site.host_call, rank, way, stash, tensor, site.function, number)
         child.to(_device_of(self.model))
         self._add(site, slot, child)
         shapes = site.event.input_shapes if way == "before" else site.event.output_shapes
         where = {"add": "after", "instead": "instead of"}.get(way, way)
         what = f"{type(child).__name__}({child.extra_repr()}) on {shapes[tensor]}"
-        self.note(f"{where} {site.label}", what, 0 if shared else _count(child))
+        self.note(f"{where} {site.label}", what, 0 if known else _count(child))
 
     def _free_name(self, site: Site) -> str:
         """The name of the next child at *site*: the trick's, with the call and the function where there are several."""

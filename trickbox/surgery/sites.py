@@ -205,13 +205,28 @@ def norm_after(model: nn.Module, tape: Tape, event: Event) -> Site | None:
     """
     found = attachments(model.get_submodule(event.path))
     for slot in found.slots if found else ():
-        if slot.rank is Rank.NORM and slot.call == event.call:
+        if slot.rank is Rank.NORM and slot.way == "after" and slot.call == event.call:
             path = f"{event.path}.{CHILD}.{slot.name}".lstrip(".")
             return Site(path, 0, model.get_submodule(path), event, 1, attached=True)
     later = next(_after(tape, event), None)
     if later is None or not later.is_module or not isinstance(model.get_submodule(later.path), NORMS):
         return None
     return site_of(model, tape, later)
+
+
+def norm_before(model: nn.Module, tape: Tape, event: Event) -> Site | None:
+    """The norm of the model's own whose output goes directly into *event*, and nowhere else; None without one.
+
+    >>> import torch
+    >>> from trickbox.surgery.tape import record
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    >>> tape = record(net, torch.zeros(4, 2))
+    >>> [getattr(norm_before(net, tape, event), "path", None) for event in tape.modules() if event.name == "Linear"]
+    [None, '1']
+    """
+    norms = (site for site in sites_of(model, tape, NORMS) if not site.attached)
+    alone = (norm for norm in norms if len(tape.users(norm.event)) == 1)
+    return next((norm for norm in alone if next(_after(tape, norm.event), None) is event), None)
 
 
 def behind_norm(model: nn.Module, tape: Tape, site: Site) -> Site:
