@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from attrs import field
 from torch import Tensor, nn
@@ -33,6 +34,12 @@ class _Standardized(nn.modules.conv._ConvNd):
     def forward(self, x: Tensor) -> Tensor:
         """The convolution with the standardized weight."""
         return self._conv_forward(x, standardized(self.weight, self.eps), self.bias)
+
+    def fold_into(self, layer: nn.Module) -> bool:
+        """Let a plain convolution have the standardized weight for good."""
+        with torch.no_grad():
+            layer.get_parameter("weight").copy_(standardized(self.weight, self.eps))
+        return True
 
 
 class StandardizedConv1d(_Standardized, nn.Conv1d):

@@ -125,6 +125,8 @@ FOLDABLE = [
     [{"trick": "dropout", "p": 0.5}],
     [{"trick": "lora", "rank": 2, "alpha": 6}, {"trick": "batch_norm", "dense": True}, "dropout"],
     ["freeze", "batch_norm"],
+    ["weight_standardization", "batch_norm", "dropout"],
+    [{"trick": "lora", "rank": 2, "alpha": 6, "at": "fc1"}, "weight_standardization"],
     [{"trick": "dropout", "where": "before_head"}, "initialize"],
 ]
 
@@ -153,6 +155,31 @@ def test_an_adapter_is_added_to_the_weight_and_no_other_bit_changes():
     tb.strip(model)
     torch.testing.assert_close(model[0].weight, before["0.weight"] + 3 * adapter.up.weight @ adapter.down.weight)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name != "0.weight")
+
+
+def test_a_standardized_weight_is_written_down_unless_it_serves_elsewhere():
+    model, x = specimen("cnn_2d")
+    tb.apply(model, ["weight_standardization"], x)
+    rows = tb.strip(model).conv1.weight.flatten(1)
+    torch.testing.assert_close(rows.mean(1), torch.zeros(len(rows)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(rows.var(1, correction=0), torch.ones(len(rows)), rtol=0, atol=1e-3)
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3), nn.Linear(20, 2)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.head(self.two(self.one(x)).flatten(1))
+
+    model, x = Tied(), torch.randn(3, 4, 9)
+    tb.apply(model, [{"trick": "weight_standardization", "at": "one"}], x)
+    before, expected = copy.deepcopy(model.state_dict()), outputs(model, x)
+    with pytest.raises(tb.SurgeryError, match="one: folding would change a weight that serves elsewhere too"):
+        tb.strip(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert_near(outputs(tb.bake(model), x), expected)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "recurrent_depth"])

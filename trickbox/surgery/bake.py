@@ -3,7 +3,7 @@
 What is attached to a layer goes into its parameters where that can be done. The core knows how for batch norms of
 torch, and that dropouts, and whatever else draws, act in training only. Any other module may have a method
 ``fold_into(layer) -> bool``: it changes the parameters of *layer* so that in eval mode the layer alone does what both
-did, or changes nothing and gives False.
+did, or changes nothing and gives False. Of a module that stands in the place of a layer, *layer* is that one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ import torch
 from torch import nn
 
 from trickbox.errors import SurgeryError
-from trickbox.surgery.attach import CHILD, Attachments, Slot, attachments, run_after, run_before, take_off, unhook
+from trickbox.surgery.attach import (
+    CHILD,
+    Attachments,
+    Slot,
+    attachments,
+    run_after,
+    run_before,
+    stand_in,
+    take_off,
+    unhook,
+)
 from trickbox.surgery.draws import Draws
 from trickbox.surgery.ledger import (
     LEDGER,
@@ -55,12 +65,12 @@ def strip(model: nn.Module) -> nn.Module:
     """
     if not has_tricks(model):
         return model
-    hosts = _hosts(model)
-    left = [why for path, host in hosts.items() for why in _fold(model, path, host, in_place=False).values()]
-    left += [f"{edit.path}: a {type(edit.original).__name__} was replaced for good" for edit in _exchanged(model)]
+    left = [why for path, host in _hosts(model).items() for why in _fold(model, path, host, in_place=False).values()]
+    left += [f"{edit.path}: {why}" for edit in _exchanged(model) if (why := _fold_face(model, edit, in_place=False))]
     if left:
         raise SurgeryError(f"strip: {'; '.join(left)}. Nothing was changed; trickbox.bake makes a plain copy of it all")
-    for path, host in hosts.items():
+    _fold_faces(model)
+    for path, host in _hosts(model).items():
         _fold(model, path, host, in_place=True)
     _take_back(model, lambda edit: isinstance(edit, Written))
     return model
@@ -83,6 +93,7 @@ def bake(model: nn.Module) -> nn.Module:
     baked = copy.deepcopy(model).eval()
     if not has_tricks(baked):
         return baked
+    _fold_faces(baked)
     hosts = _hosts(baked)
     left = {path: _fold(baked, path, host, in_place=True, new_bias=True) for path, host in hosts.items()}
     exchanged = _exchanged(baked)
@@ -151,8 +162,10 @@ def fold_batch_norm(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, new
 def _fold(model: nn.Module, path: str, host: nn.Module, in_place: bool, new_bias: bool = False) -> dict[str, str]:
     """Fold what is attached to *host* into it, or else into a copy; what is left, by name, and why."""
     found, left = _attached(host), dict[str, str]()
-    layer = host if in_place else _bare(host)
-    shares = any(f"{path}.{name}".lstrip(".") in ledger(model).shared for name in host._parameters)
+    layer, shares = host, _shares(model, path)
+    if not in_place:
+        behind = (edit.original for edit in _exchanged(model) if model.get_submodule(edit.path) is host)
+        layer = _bare(next(behind, host))
     for name in dict.fromkeys(slot.name for slot in found.slots if slot.name in found._modules):
         child, slots = found._modules[name], [slot for slot in found.slots if slot.name == name]
         assert child is not None
@@ -174,6 +187,35 @@ def _fold_child(layer: nn.Module, child: nn.Module, way: str, new_bias: bool) ->
         return fold_batch_norm(layer, child, new_bias)
     fold: Callable[[nn.Module], bool] | None = getattr(child, "fold_into", None)
     return "" if fold is not None and fold(layer) else "cannot be folded"
+
+
+def _fold_faces(model: nn.Module) -> None:
+    """Bring back the layers in whose place something stands, with what that does folded in, where this can be done."""
+    for edit in _exchanged(model):
+        face = model.get_submodule(edit.path)
+        if _fold_face(model, edit, in_place=True):
+            continue
+        edit.undo(model)
+        stand_in(face, edit.original)
+        ledger(model).edits.remove(edit)
+        for added in (other for other in ledger(model).edits if isinstance(other, Added) and other.host is face):
+            added.host = edit.original
+
+
+def _fold_face(model: nn.Module, edit: Converted, in_place: bool) -> str:
+    """Fold what stands in the place of a layer into it, or else into a copy; the reason where that cannot be done."""
+    fold: Callable[[nn.Module], bool] | None = getattr(model.get_submodule(edit.path), "fold_into", None)
+    if fold is None:
+        return f"a {type(edit.original).__name__} was replaced for good"
+    if _shares(model, edit.path):
+        return "folding would change a weight that serves elsewhere too"
+    return "" if fold(edit.original if in_place else _bare(edit.original)) else "it cannot be folded"
+
+
+def _shares(model: nn.Module, path: str) -> bool:
+    """Whether a parameter of the module at *path* serves elsewhere too."""
+    own = model.get_submodule(path)._parameters
+    return any(f"{path}.{name}".lstrip(".") in ledger(model).shared for name in own)
 
 
 def _acts_in_training_only(module: nn.Module) -> bool:
