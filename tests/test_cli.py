@@ -205,7 +205,7 @@ def test_sites_lists_what_explain_takes_as_places(capsys):
 def test_compare_trains_once_then_answers_from_the_store(capsys, tmp_path):
     arguments = [
         "compare", "waveforms", "--tricks", "batch_norm,step_decay(epochs=1)", "--seeds", "2",
-        "--set", "max_epochs=2", "--set", "samples=60", "--set", "test_samples=60", "--out", str(tmp_path),
+        "--set", "max_epochs=2", "--set", "samples=60", "--set", "fresh_samples=60", "--out", str(tmp_path),
     ]  # fmt: skip
     status, first, _ = run(capsys, *arguments)
     assert status == 0

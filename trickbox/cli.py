@@ -40,18 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Train all arms over paired seeds, print the table, write the report."""
+    """Train all arms over paired seeds, confirm the winner on fresh ones, print what came out, write the report."""
+    from trickbox.study.words import answer, confirmation
+
     folder = Path(options.out) if options.out else cache_folder()
     study = _study(options, folder)
     runs = len({spec.key for spec in study.specs})
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{len(study.arms)} arms on {len(study.seeds)} paired seeds: {runs} runs, kept in {folder}", file=sys.stderr)
-    outcome = study.run(workers=options.workers, store=folder)
-    print(outcome.table())
-    print()
-    print("\n".join(outcome.sentences()))
+    found = study.run(workers=options.workers, store=folder)
+    found.confirmed = study.confirm(found, workers=options.workers, store=folder)
+    print("\n".join([*answer(found), *confirmation(found.confirmed), "", found.table(), "", *found.sentences()]))
     name = "course" if options.course else "report"
-    print(f"\nReport: {outcome.save(folder / f'{name}.html')}")
+    print(f"\nReport: {found.save(folder / f'{name}.html')}")
 
 
 def list_tricks(options: argparse.Namespace) -> None:
@@ -100,16 +101,17 @@ def _model_and_inputs(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def _study(options: argparse.Namespace, folder: Path) -> Study:
     own = [f"--{name}" for name in ("tricks", "set", "design") if getattr(options, name)]
+    margin = [] if options.margin is None else [options.margin]
     if options.course:
         if options.task or own:
             raise ConfigError(f"--course has its own task and tricks; leave out {options.task or own[0]}")
         from trickbox.tasks.lesson import course_study
 
-        return course_study(options.seeds, options.margin)
+        return course_study(options.seeds, *margin)
     if options.task is None and not own:
         from trickbox.tasks.lesson import lesson_study
 
-        return lesson_study(folder, options.seeds, options.margin)
+        return lesson_study(folder, options.seeds, *margin)
     if not options.tricks:
         raise ConfigError(
             f"name the tricks to compare: --tricks dropout,batch_norm. Installed: {', '.join(available())}"
@@ -251,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tricks", metavar="A,B", help="tricks, such as 'batch_norm,dropout(p=0.3)'")
     command.add_argument("--course", action="store_true", help="the course's own experiments, as it ran them")
     command.add_argument("--seeds", type=_count(2), default=10, metavar="N", help="paired seeds (default: 10)")
-    command.add_argument("--margin", type=float, default=1.0, help="the smallest effect of interest (default: 1 point)")
+    command.add_argument(
+        "--margin", type=float, help="the smallest effect of interest (default: the metric's, 1 point)"
+    )
     command.add_argument("--design", help="add_one (the default) or leave_one_out")
     command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
     command.add_argument("--out", metavar="DIR", help="folder for runs and report (default: the user's cache)")

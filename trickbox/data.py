@@ -25,6 +25,9 @@ from trickbox.streams import derive, forked
 EVALUATION_BATCHES = 4
 """Batches without gradients are this many times larger: they need far less memory, and fewer are faster."""
 
+CHECKED_AT_ONCE = 16 * 2**20
+"""Bytes of data in which NaN and infinity are looked for at a time, or one sample where that is larger."""
+
 
 class Source(Protocol):
     """Data that can be gone through again and again."""
@@ -254,12 +257,20 @@ def length(source: Source) -> int | None:
 
 
 def check_finite(name: str, inputs: Any, targets: Any) -> None:
-    """Raise `DataError` where a tensor holds NaN or infinity."""
+    """Raise `DataError` where a tensor holds NaN or infinity. Memory: a few times `CHECKED_AT_ONCE`, however large."""
     for part, nest in (("inputs", inputs), ("targets", targets)):
         for tensor in tensors(nest):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).flatten(1).any(1).sum()) if tensor.ndim > 1 else "some"
+            if tensor.is_floating_point() and (count := int(_not_finite(tensor))):
+                bad = count if tensor.ndim > 1 else "some"
                 raise DataError(f"{name}: {bad} samples of the {part} hold NaN or infinity; clean or drop them")
+
+
+def _not_finite(tensor: Tensor) -> Tensor:
+    """How many samples hold NaN or infinity, counted where they are, so that a device is waited for once."""
+    samples = tensor if tensor.ndim > 1 else tensor.reshape(-1, 1)
+    each = math.prod(samples.shape[1:]) * samples.element_size()
+    parts = samples.split(max(1, CHECKED_AT_ONCE // max(1, each)))
+    return torch.stack([(~torch.isfinite(part)).flatten(1).any(1).sum() for part in parts]).sum()
 
 
 def _is_pair(data: Any) -> bool:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from study.made import made_plan, made_run
 
 from trickbox.study.design import Arm
-from trickbox.study.outcome import Outcome
+from trickbox.study.findings import Findings
+from trickbox.study.looks import Looks
 from trickbox.study.task import ACCURACY, Metric
 from trickbox.tasks.waveforms import Waveforms
 
@@ -34,27 +36,8 @@ def here() -> Here:
     return Here()
 
 
-def made_run(value: float, metric: str, **facts: Any) -> dict[str, Any]:
-    """A result such as `run_spec` gives; nan is a run that diverged."""
-    if math.isnan(value):
-        return {"status": "diverged", "message": "diverged at epoch 2", "seconds": [0.1], "epochs": 1}
-    losses = [math.exp(-epoch / 4) for epoch in range(10)]
-    run = {
-        "status": "ok",
-        "message": "max_epochs",
-        "metrics": {metric: value},
-        "curves": {"train_loss": losses, "val_loss": [0.1 + loss for loss in losses]},
-        "seconds": [0.1] * 10,
-        "parameters": 100,
-        "epochs": 10,
-        "predictions": [0, 1, 2, 0, 2, 2],
-        "record": {},
-    }
-    return run | facts
-
-
 @pytest.fixture(scope="session")
-def make_outcome() -> Callable[..., Outcome]:
+def make_outcome() -> Callable[..., Findings]:
     """Make an outcome from raw values of each arm; `facts` change the runs of an arm."""
 
     def make(
@@ -64,9 +47,10 @@ def make_outcome() -> Callable[..., Outcome]:
         metric: Metric = ACCURACY,
         controls: Mapping[str, str | None] = {"baseline": None},
         facts: Mapping[str, dict[str, Any]] = {},
-    ) -> Outcome:
-        return Outcome(
-            task=Waveforms(test_samples=30),
+        plans: Sequence[dict[str, Any]] = (),
+    ) -> Findings:
+        return Findings(
+            task=Waveforms(fresh_samples=30),
             design="add_one",
             arms=tuple(Arm(arm, control=controls.get(arm, "baseline")) for arm in values),
             seeds=tuple(range(len(next(iter(values.values()))))),
@@ -78,7 +62,7 @@ def make_outcome() -> Callable[..., Outcome]:
                 for arm, of_arm in values.items()
                 for seed, value in enumerate(of_arm)
             },
-            looks=1,
+            looks=Looks([*plans, made_plan(margin=margin, seeds=len(next(iter(values.values()))))]),
             versions={"trickbox": "0", "torch": "2"},
         )
 
@@ -86,7 +70,7 @@ def make_outcome() -> Callable[..., Outcome]:
 
 
 @pytest.fixture(scope="session")
-def outcome(make_outcome: Callable[..., Outcome]) -> Outcome:
+def outcome(make_outcome: Callable[..., Findings]) -> Findings:
     """Ten seeds with an arm of every verdict, a failure, and names that must be escaped or cut."""
     noise = np.random.default_rng(0).normal(0, 0.01, (6, 10))
     base = 0.8 + noise[0]

@@ -10,16 +10,20 @@ import attrs
 import numpy as np
 import pytest
 import scipy.stats
+from study.made import made_plan
 
 from trickbox.errors import ConfigError
 from trickbox.study import stats, words
-from trickbox.study.outcome import Comparison, Outcome
+from trickbox.study.findings import Findings
+from trickbox.study.looks import Looks
+from trickbox.study.outcome import Comparison, raw
+from trickbox.study.report import methods
 from trickbox.study.task import LOSS
 
-Make = Callable[..., Outcome]
+Make = Callable[..., Findings]
 
 
-def of(outcome: Outcome, arm: str) -> Comparison:
+def of(outcome: Findings, arm: str) -> Comparison:
     return next(comparison for comparison in outcome.comparisons if comparison.arm == arm)
 
 
@@ -32,7 +36,7 @@ def test_values_are_in_the_unit_of_the_metric(make_outcome: Make) -> None:
         outcome.value("bseline")
 
 
-def test_a_comparison_is_a_paired_t_test_of_points(outcome: Outcome) -> None:
+def test_a_comparison_is_a_paired_t_test_of_points(outcome: Findings) -> None:
     found = of(outcome, "helper")
     test = scipy.stats.ttest_rel(outcome.value("helper"), outcome.value("baseline"))
 
@@ -42,7 +46,7 @@ def test_a_comparison_is_a_paired_t_test_of_points(outcome: Outcome) -> None:
     assert found.time_ratio == pytest.approx(1.5)
 
 
-def test_every_verdict_is_reached(outcome: Outcome) -> None:
+def test_every_verdict_is_reached(outcome: Findings) -> None:
     assert {comparison.arm: comparison.verdict for comparison in outcome.comparisons} == {
         "placebo": "equivalent",
         "helper": "helps",
@@ -53,7 +57,7 @@ def test_every_verdict_is_reached(outcome: Outcome) -> None:
     }
 
 
-def test_p_values_are_adjusted_for_all_arms_but_the_placebo(outcome: Outcome) -> None:
+def test_p_values_are_adjusted_for_all_arms_but_the_placebo(outcome: Findings) -> None:
     arms = [comparison.arm for comparison in outcome.comparisons if comparison.arm != "placebo"]
     differences = np.stack([outcome.value(arm) - outcome.value("baseline") for arm in arms], axis=1)
 
@@ -63,17 +67,18 @@ def test_p_values_are_adjusted_for_all_arms_but_the_placebo(outcome: Outcome) ->
 
 
 def test_a_loss_that_falls_helps(make_outcome: Make) -> None:
-    found = of(make_outcome({"baseline": [1.0, 1.1, 0.9], "a": [0.5, 0.61, 0.39]}, metric=LOSS), "a")
+    base = np.array([1.0, 1.1, 0.9, 1.05, 0.95, 1.0])
+    found = of(make_outcome({"baseline": base, "a": base - [0.5, 0.49, 0.51, 0.5, 0.5, 0.5]}, metric=LOSS), "a")
 
     assert found.verdict == "helps"
     assert found.mean == pytest.approx(-0.5)
     assert found.low < found.mean < found.high < 0
-    assert found.sentence.startswith(
-        "a: -0.50 nats of test loss (95 % interval -0.52 to -0.48, 3 paired seeds, p = 0.25)"
+    assert words.sentence(found).startswith(
+        "a: -0.50 nats of loss (95 % interval -0.51 to -0.49, better on 6 of 6 paired seeds, p = 0.031): helps"
     )
 
 
-def test_a_failed_run_leaves_three_numbers(outcome: Outcome) -> None:
+def test_a_failed_run_leaves_three_numbers(outcome: Findings) -> None:
     found = of(outcome, "failing")
     values = np.where(np.isnan(outcome.value("failing")), 100 / 3, outcome.value("failing"))
 
@@ -81,29 +86,31 @@ def test_a_failed_run_leaves_three_numbers(outcome: Outcome) -> None:
     assert math.isnan(found.differences[3])
     assert found.all_runs is not None
     assert found.all_runs.mean == pytest.approx((values - outcome.value("baseline")).mean())
-    assert "1 of 10 runs failed (95 % interval 2 to 40 %), 0 of 10 of its control" in found.sentence
+    assert "1 of 10 runs failed (95 % interval 2 to 40 %), 0 of 10 of its control" in words.sentence(found)
 
 
 def test_an_arm_that_always_fails_is_no_mean_of_nothing(make_outcome: Make) -> None:
     outcome = make_outcome({"baseline": [0.5, 0.6, 0.7], "a": [math.nan] * 3})
 
     assert of(outcome, "a").verdict == "inconclusive"
-    assert of(outcome, "a").sentence.startswith("a: no pair of runs came through: inconclusive, for want of pairs")
+    assert words.sentence(of(outcome, "a")).startswith(
+        "a: no pair of runs came through: inconclusive, for want of pairs"
+    )
     assert "3 of 3 runs failed" in outcome.table()
 
 
-def test_sentences_say_effect_verdict_and_cost(outcome: Outcome) -> None:
-    sentence = of(outcome, "helper").sentence
+def test_sentences_say_effect_verdict_and_cost(outcome: Findings) -> None:
+    sentence = words.sentence(of(outcome, "helper"))
 
-    assert sentence.startswith("helper: +4.55 points of test accuracy (95 % interval +3.89 to +5.20, ")
-    assert "10 paired seeds, adjusted p = 0.002): helps, by more than the margin of 1 point" in sentence
+    assert sentence.startswith("helper: +4.55 points of accuracy (95 % interval +3.89 to +5.20, ")
+    assert "better on 10 of 10 paired seeds, adjusted p = 0.002): helps, by more than the margin of 1 point" in sentence
     assert sentence.endswith("50 % slower; +96 parameters.")
 
 
-def test_inconclusive_says_what_would_have_been_seen_and_never_no_difference(outcome: Outcome) -> None:
+def test_inconclusive_says_what_would_have_been_seen_and_never_no_difference(outcome: Findings) -> None:
     found = of(outcome, "a_trick_with_a_very_long_name")
 
-    assert f"an effect of {found.detectable:.2f} points would have been seen in four of five" in found.sentence
+    assert f"an effect of {found.detectable:.2f} points would have been seen in four of five" in words.sentence(found)
     assert "no difference" not in " ".join([*outcome.sentences(), outcome.table()])
 
 
@@ -111,31 +118,161 @@ def test_a_control_other_than_the_baseline_is_named(make_outcome: Make) -> None:
     values = {"baseline": [0.5, 0.6], "a": [0.5, 0.7], "a with b": [0.6, 0.7]}
     outcome = make_outcome(values, controls={"baseline": None, "a with b": "a"})
 
-    assert of(outcome, "a with b").sentence.startswith("a with b (next to a): +5.00 points")
+    assert words.sentence(of(outcome, "a with b")).startswith("a with b (next to a): +5.00 points")
 
 
-def test_notes_say_what_to_mind(make_outcome: Make, outcome: Outcome) -> None:
-    few = make_outcome({"baseline": [0.5, 0.6, 0.7], "same": [0.5, 0.6, 0.7], "up": [0.6, 0.7, 0.8]})
+def test_notes_say_what_to_mind(make_outcome: Make, outcome: Findings) -> None:
+    base = np.array([0.5, 0.6, 0.7, 0.55, 0.65, 0.75])
+    made = make_outcome({"baseline": base, "same": base, "up": base + 0.1})
     unpaired = make_outcome({"baseline": [0.5] * 6, "placebo": [0.5] * 5 + [0.6]})
 
-    assert of(outcome, "helper").notes == []
-    assert ["same bits" in note for note in of(few, "same").notes] == [True]
-    assert [note[:10] for note in of(few, "up").notes] == ["up: rests ", "up: every "]
-    assert "trust no other row" in of(unpaired, "placebo").notes[0]
+    assert words.notes(of(outcome, "helper")) == []
+    assert ["same bits" in note for note in words.notes(of(made, "same"))] == [True]
+    assert [note[:10] for note in words.notes(of(made, "up"))] == ["up: every "]
+    assert "trust no other row" in words.notes(of(unpaired, "placebo"))[0]
 
 
-def test_a_verdict_that_chance_can_explain_among_many_says_so_wherever_it_stands(make_outcome: Make) -> None:
+# -- sentences that must be true ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["word", "sentence", "table", "raw"])
+def test_what_chance_can_do_among_many_is_called_inconclusive_wherever_it_stands(
+    make_outcome: Make, where: str
+) -> None:
     noise = np.random.default_rng(1).normal(0, 0.05, (12, 8))
     values = {"baseline": np.full(8, 0.5), "lucky": 0.54 + noise[0], **{f"n{i}": 0.5 + noise[i] for i in range(1, 12)}}
-
     outcome = make_outcome(values)
     found = of(outcome, "lucky")
 
-    assert found.verdict == "helps"
+    assert found.low > 0
     assert found.p > 0.05
-    assert "taken alone; among 12 comparisons chance can do it" in found.sentence
-    assert "helps *" in outcome.table()
-    assert "\n*: taken alone" in outcome.table()
+    said = {
+        "word": found.verdict,
+        "sentence": words.sentence(found).partition("): ")[2],
+        "table": next(line for line in outcome.table().splitlines() if line.startswith("lucky")),
+        "raw": next(each["verdict"] for each in raw(outcome)["comparisons"] if each["arm"] == "lucky"),
+    }[where]
+    assert "inconclusive" in said
+    assert "helps" not in said
+    if where == "sentence":
+        assert "an effect taken alone, but among 12 comparisons chance can do it" in said
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_fewer_than_six_pairs_decide_nothing(make_outcome: Make, n: int) -> None:
+    outcome = make_outcome({"baseline": [0.5] * n, "up": np.linspace(0.8, 0.81, n), "tied": [0.5] * n}, facts=APART)
+
+    assert [each.verdict for each in outcome.comparisons] == ["inconclusive"] * 2
+    assert all("fewer than 6 pairs decide nothing" in sentence for sentence in outcome.sentences())
+    assert "*" not in outcome.table()
+
+
+APART = {"tied": {"weights": "others"}}
+"""Two arms that tie in what is measured, with other weights."""
+
+
+def test_a_tie_is_not_the_same_bits(make_outcome: Make) -> None:
+    values = {"baseline": [1.0] * 8, "tied": [1.0] * 8, "same": [1.0] * 8}
+    outcome = make_outcome(values, facts=APART)
+    tied, same = of(outcome, "tied"), of(outcome, "same")
+
+    assert (tied.same_bits, same.same_bits) == (0, 8)
+    assert "to the last bit" in words.sentence(same)
+    assert "bit" not in words.sentence(tied) + "".join(words.notes(tied))
+    assert words.notes(tied) == ["tied: it ties on every seed: the metric cannot tell the arms apart"]
+    assert math.isnan(tied.detectable)
+    assert "0.00  x1" not in outcome.table()
+
+
+def test_the_same_bits_in_some_seeds_are_counted(make_outcome: Make) -> None:
+    base = np.linspace(0.5, 0.6, 8)
+    found = of(make_outcome({"baseline": base, "a": np.where(np.arange(8) < 3, base, base + 0.1)}), "a")
+
+    assert words.notes(found)[0] == "a: 3 of 8 runs ended in the same bits as their control's"
+    assert "better on 5 of 8 (3 ties) paired seeds" in words.sentence(found)
+
+
+def test_a_margin_that_changed_after_a_look_is_said_in_the_first_line(make_outcome: Make) -> None:
+    base = np.linspace(0.5, 0.6, 8)
+    values = {"baseline": base, "a": base + 0.01}
+    plans = [made_plan(margin=0.5), made_plan(margin=1.0), made_plan(margin=7.0, final=True)]
+    changed, unchanged = (make_outcome(values, margin=margin, plans=plans[:2]) for margin in (5.0, 1.0))
+
+    assert changed.table().splitlines()[0].endswith("margin 5 points, CHANGED after a look with 0.5 points and 1 point")
+    assert "changed after looks with 0.5, 1" in " ".join(methods(changed))
+    assert "CHANGED after a look with 0.5 points" in unchanged.table()
+    assert "CHANGED" not in make_outcome(values, plans=plans[1:]).table()
+    assert "declared before the first look" in " ".join(methods(make_outcome(values, plans=plans[1:])))
+
+
+def test_comparisons_of_earlier_looks_count(make_outcome: Make) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.01, 7)
+    values = {"baseline": np.full(7, 0.5), "a": 0.52 + noise}
+    alone = of(make_outcome(values), "a")
+    asked = make_outcome(values, plans=[made_plan(seeds=7, arms=[f"other {i}"]) for i in range(9)])
+
+    assert (alone.verdict, alone.family) == ("helps", 1)
+    assert (of(asked, "a").verdict, of(asked, "a").family) == ("inconclusive", 9)
+    assert of(asked, "a").p == pytest.approx(9 * alone.p)
+    assert "This set was looked at 10 times" in " ".join(methods(asked))
+
+
+def test_seeds_that_were_added_after_a_look_make_a_sequence(make_outcome: Make) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.01, 12)
+    values = {"baseline": np.full(12, 0.5), "a": 0.5045 + noise}
+    outcome = make_outcome(values)
+    looks = Looks([made_plan(seeds=6, arms=["a"]), made_plan(seeds=12, arms=["a"])])
+    extended = attrs.evolve(outcome, looks=looks)
+
+    assert of(outcome, "a").verdict == "helps"
+    assert of(extended, "a").verdict == "inconclusive"
+    assert (of(extended, "a").high - of(extended, "a").low) > 1.5 * (of(outcome, "a").high - of(outcome, "a").low)
+    assert "95 % confidence sequence" in words.sentence(of(extended, "a"))
+    assert words.title(extended).endswith("seeds added after a look")
+    assert "valid however often one looks" in " ".join(methods(extended))
+
+
+def test_a_run_that_learned_no_more_than_guessing_has_failed(make_outcome: Make) -> None:
+    base = np.linspace(0.8, 0.85, 10)
+    outcome = make_outcome({"baseline": base, "a": base + 0.02})
+    for seed in (2, 5):
+        outcome.results["baseline", seed].update(is_guessing=True, metrics={"accuracy": 0.33})
+    found = of(outcome, "a")
+
+    assert (found.failures, found.collapses, found.n) == ((0, 2), (0, 2), 8)
+    assert "0 of them and 2 of its control's learned no more than guessing" in words.sentence(found)
+    assert found.all_runs is not None
+    assert found.all_runs.mean > found.mean
+    assert "baseline: 2 of 10 runs failed" in outcome.table()
+
+
+def test_a_task_that_no_run_learns_has_no_failures(make_outcome: Make) -> None:
+    guessing = {"is_guessing": True}
+    values = {"baseline": np.linspace(0.3, 0.36, 8), "a": np.linspace(0.31, 0.37, 8)}
+    outcome = make_outcome(values, facts={"baseline": guessing, "a": guessing})
+
+    assert of(outcome, "a").failures == (0, 0)
+    assert "most runs do no better than guessing" in outcome.table()
+
+
+def test_a_seed_that_stands_apart_is_named_with_what_the_others_show(make_outcome: Make) -> None:
+    base = np.linspace(0.5, 0.6, 9)
+    differences = np.array([0.011, 0.012, 0.009, 0.01, -0.4, 0.0105, 0.0115, 0.0095, 0.01])
+    found = of(make_outcome({"baseline": base, "a": base + differences}), "a")
+
+    assert found.outliers == (4,)
+    assert words.notes(found) == ["a: seed 4 stands far apart; the middle half of the seeds gives +1.02 points"]
+
+
+def test_the_answer_comes_first_and_leaves_nobody_out(outcome: Findings) -> None:
+    lines = words.answer(outcome)
+
+    assert [line.partition(":")[0] for line in lines] == [*words._ANSWERS.values(), "Failed of 10 runs each"]
+    assert lines[-1] == "Failed of 10 runs each: failing 1, baseline 0."
+    assert lines[0].startswith("Helps: helper +4.55 points (+3.89 to +5.20), failing +")
+    assert all(
+        sum(each.arm in line for line in lines[:-1]) == 1 for each in outcome.comparisons if each.arm != "placebo"
+    )
 
 
 def test_times_are_paired_medians(make_outcome: Make) -> None:
@@ -143,11 +280,11 @@ def test_times_are_paired_medians(make_outcome: Make) -> None:
     outcome = make_outcome({"baseline": [0.5, 0.6], "a": [0.5, 0.6], "b": [0.5, 0.7]}, facts=facts)
 
     assert of(outcome, "a").time_ratio == pytest.approx(2.0)
-    assert "2.0 times as long" in of(outcome, "a").sentence
-    assert "4 epochs instead of 10" in of(outcome, "b").sentence
+    assert "2.0 times as long" in words.sentence(of(outcome, "a"))
+    assert "4 epochs instead of 10" in words.sentence(of(outcome, "b"))
 
 
-def test_the_table_is_aligned_and_fits(outcome: Outcome) -> None:
+def test_the_table_is_aligned_and_fits(outcome: Findings) -> None:
     lines = outcome.table().splitlines()
     head = lines[2]
 
@@ -157,6 +294,6 @@ def test_the_table_is_aligned_and_fits(outcome: Outcome) -> None:
         assert row[head.index("verdict") :].startswith(comparison.verdict)
 
 
-def test_the_title_says_that_a_margin_is_a_default(outcome: Outcome) -> None:
+def test_the_title_says_that_a_margin_is_a_default(outcome: Findings) -> None:
     assert words.title(outcome) == "waveforms: 10 paired seeds, margin 1 point"
     assert words.title(attrs.evolve(outcome, margin_is_default=True)).endswith("(default)")

@@ -69,15 +69,16 @@ def test_the_report_says_everything_and_escapes_it(html: str, outcome: Outcome) 
     for sentence in outcome.sentences():
         assert sentence in text["li"]
     assert "failing" in text["td"]
-    assert "evaluated 1 time:" in text["li"]
-    assert html.index("<ul>") < html.index("<img")
+    assert "looked at 1 time," in text["li"]
+    assert text["p"].index("Helps: helper") < text["p"].index("Hurts: ")
+    assert html.index("Helps: helper") < html.index("<ul>") < html.index("<img")
 
 
 def test_the_raw_results_can_be_read_back(html: str, outcome: Outcome) -> None:
     data = json.loads(Reader(html).texts["script"])
 
     assert len(data["runs"]) == len(outcome.results)
-    assert data["runs"][0]["metrics"]["test_accuracy"] * 100 == pytest.approx(outcome.value("baseline")[0])
+    assert data["runs"][0]["metrics"]["accuracy"] * 100 == pytest.approx(outcome.value("baseline")[0])
     assert data["runs"][0]["message"] == "</script><b>"
 
 

@@ -28,7 +28,7 @@ from trickbox.study.spec import Part, Spec, part_of_task, plan
 from trickbox.study.store import FolderStore, MemoryStore, dumps
 from trickbox.tasks.waveforms import Waveforms
 
-SMALL = Waveforms(samples=60, max_epochs=2, test_samples=30)
+SMALL = Waveforms(samples=60, max_epochs=2, fresh_samples=30)
 
 
 def bits(outcome: dict[str, Any]) -> str:
@@ -43,7 +43,9 @@ def test_a_run_measures_everything_that_a_report_needs() -> None:
     outcome = run_spec(Spec("baseline", 0, part_of_task(SMALL)).to_json())
 
     assert outcome["status"] == "ok", outcome
-    assert {"train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy"} <= set(outcome["metrics"])
+    assert set(outcome["metrics"]) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "loss", "accuracy"}
+    assert set(outcome["guess"]) == {"loss", "accuracy"}
+    assert outcome["samples"] == 30
     assert len(outcome["curves"]["val_loss"]) == len(outcome["seconds"]) == outcome["epochs"] == 2
     assert len(outcome["predictions"]) == 6
     assert outcome["parameters"] == 17_283

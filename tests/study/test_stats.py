@@ -7,12 +7,8 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as some
 
 from trickbox.study import stats
-
-numbers = some.lists(some.floats(-100, 100).map(lambda x: round(x, 3)), min_size=2, max_size=10)
 
 
 @pytest.mark.parametrize("n", [2, 3, 6, 10, 25])
@@ -82,7 +78,7 @@ def test_power_is_what_simulation_finds() -> None:
 
     seen = (scipy.stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
 
-    assert stats.power(1.0, 10) == pytest.approx(seen, abs=0.01)
+    assert stats.power(1.0, 10, stats.critical(10)) == pytest.approx(seen, abs=0.01)
 
 
 @pytest.mark.parametrize(("n", "expected"), [(3, 3.26), (5, 1.68), (6, 1.43), (10, 1.00), (20, 0.66), (30, 0.53)])
@@ -124,65 +120,6 @@ def test_an_effect_of_the_margin_is_rarely_called_equivalent() -> None:
     assert np.mean(called) == pytest.approx(0.05, abs=0.015)
 
 
-@pytest.mark.parametrize(
-    ("differences", "expected"),
-    [
-        ([1.0, 1.1, 0.9, 1.2], "helps"),
-        ([-1.0, -1.1, -0.9, -1.2], "hurts"),
-        ([0.01, -0.02, 0.015, 0.0], "equivalent"),
-        ([3.0, -4.0, 5.0, -3.5], "inconclusive"),
-        ([0.0, 0.0, 0.0], "equivalent"),
-        ([0.2, 0.2, 0.2], "helps"),
-        ([5.0], "inconclusive"),
-        ([], "inconclusive"),
-    ],
-)
-def test_verdicts(differences: list[float], expected: str) -> None:
-    assert stats.infer(differences, margin=0.5).verdict == expected
-
-
-def test_differences_without_spread_give_finite_numbers() -> None:
-    same, rounding = stats.infer([0.0] * 6, margin=1), stats.infer([0.1 + 0.2, 0.3] * 4, margin=1)
-
-    assert same.identical
-    assert same.p == 1.0
-    assert (same.low, same.high) == (0.0, 0.0)
-    assert not rounding.identical
-    assert rounding.sd == 0
-    assert rounding.p == pytest.approx(2 / 2**8)
-    assert rounding.low == pytest.approx(0.3)
-    assert rounding.detectable == 0
-
-
 def test_correlation_of_an_arm_that_never_varies_is_unknown() -> None:
     assert math.isnan(stats.correlation([1, 1, 1], [1, 2, 3]))
     assert stats.correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1.0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(numbers, some.randoms(use_true_random=False))
-def test_order_of_the_seeds_does_not_matter(d: list[float], random: object) -> None:
-    shuffled = sorted(d, key=lambda _: random.random())  # type: ignore[attr-defined]
-
-    first, second = stats.infer(d, margin=1), stats.infer(shuffled, margin=1)
-
-    assert first.verdict == second.verdict
-    assert (first.mean, first.low, first.p) == pytest.approx((second.mean, second.low, second.p), nan_ok=True)
-
-
-@settings(max_examples=40, deadline=None)
-@given(numbers)
-def test_turning_all_signs_turns_the_result(d: list[float]) -> None:
-    first, second = stats.infer(d, margin=1), stats.infer([-x for x in d], margin=1)
-
-    mirror = {"helps": "hurts", "hurts": "helps"}
-    assert second.verdict == mirror.get(first.verdict, first.verdict)
-    assert (second.low, second.high, second.p) == pytest.approx((-first.high, -first.low, first.p))
-
-
-@settings(max_examples=40, deadline=None)
-@given(numbers, some.floats(0.01, 100))
-def test_a_change_of_unit_changes_no_verdict(d: list[float], scale: float) -> None:
-    scaled = stats.infer([scale * x for x in d], margin=scale)
-
-    assert scaled.verdict == stats.infer(d, margin=1).verdict

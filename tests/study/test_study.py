@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from trickbox.errors import ConfigError
-from trickbox.study import LOSS, Arm, Study
+from trickbox.study import LOSS, Arm, Study, words
 from trickbox.study.store import dumps
 from trickbox.tasks.waveforms import Waveforms
 
-SMALL = Waveforms(samples=60, max_epochs=2, test_samples=30)
+SMALL = Waveforms(samples=60, max_epochs=2, fresh_samples=30)
 
 
 def test_a_study_trains_once_and_says_what_it_found(here: Any, tmp_path: Path) -> None:
@@ -22,11 +21,11 @@ def test_a_study_trains_once_and_says_what_it_found(here: Any, tmp_path: Path) -
     first, again = (study.run(executor=here, store=tmp_path) for _ in range(2))
 
     assert here.count == 6
-    assert (first.looks, again.looks) == (1, 2)
+    assert (first.looks.count, again.looks.count) == (1, 2)
     assert dumps(dict(first.runs("dropout")[0])) == dumps(dict(again.runs("dropout")[0]))
     assert [comparison.arm for comparison in first.comparisons] == ["placebo", "dropout"]
-    assert first.comparisons[0].inference.identical
-    assert np.isfinite(first.value("dropout")).all()
+    assert first.comparisons[0].is_identical
+    assert [run["metrics"]["accuracy"] for run in first.runs("dropout")] != [0.0, 0.0]
     assert first.save(tmp_path / "report.html").is_file()
 
 
@@ -52,24 +51,53 @@ def test_a_failing_trick_is_an_outcome(here: Any) -> None:
     outcome = Study(SMALL, [too_deep], seeds=2).run(executor=here)
 
     assert [run["status"] for run in outcome.runs("short")] == ["diverged"] * 2
-    assert outcome.comparisons[-1].failures == (2, 0)
+    assert outcome.comparisons[-1].failures[0] == 2
     assert all("not finite" in run["warnings"][0] or "diverged" in run["warnings"][0] for run in outcome.runs("short"))
 
 
 def test_what_runs_warned_of_is_said_once_and_with_its_arm(here: Any, capfd: Any) -> None:
-    ragged = Waveforms(samples=70, max_epochs=1, test_samples=30)
+    ragged = Waveforms(samples=70, max_epochs=1, fresh_samples=30)
 
     outcome = Study(ragged, ["batch_norm", "dropout"], seeds=2).run(executor=here)
 
-    notes = {comparison.arm: comparison.notes for comparison in outcome.comparisons}
+    notes = {comparison.arm: words.notes(comparison) for comparison in outcome.comparisons}
     (note,) = [note for note in notes["batch_norm"] if "warned" in note]
     assert note.startswith("batch_norm: warned: batch_norm: the last batch of an epoch has ")
     assert not [note for note in notes["dropout"] if "warned" in note]
     assert "UserWarning" not in capfd.readouterr().err
 
 
+def test_the_winner_is_confirmed_on_fresh_seeds_and_only_then_the_test_set_is_read(here: Any, tmp_path: Path) -> None:
+    easy = Waveforms(samples=150, max_epochs=4, fresh_samples=300, noise=0.0)
+    slow = {"lr": 1e-3}
+    arms = [Arm("slow", overrides=slow, control=None), Arm("fast", control="slow")]
+    study = Study(easy, arms, seeds=6)
+
+    found = study.run(executor=here, store=tmp_path)
+    confirmed = study.confirm(found, executor=here, store=tmp_path)
+
+    assert confirmed is not None
+    assert not any("test_accuracy" in run["metrics"] for run in found.results.values())
+    assert [arm.name for arm in confirmed.arms] == ["slow", "fast"]
+    assert set(confirmed.seeds).isdisjoint(found.seeds)
+    assert (confirmed.looks.count, found.looks.count) == (1, 1)
+    assert words.confirmation(confirmed)[0].startswith("On fresh seeds and the test set, read once: fast +")
+    again = study.confirm(found, executor=here, store=tmp_path)
+    assert again is not None
+    assert "read 2 times" in words.confirmation(again)[0]
+
+
+def test_where_nothing_helps_the_test_set_stays_unread(here: Any) -> None:
+    study = Study(SMALL, ["placebo"], seeds=2)
+    found = study.run(executor=here)
+
+    trained = here.count
+    assert study.confirm(found, executor=here) is None
+    assert here.count == trained
+
+
 def test_margin_and_metric_are_what_was_asked() -> None:
-    default, chosen = Study(SMALL), Study(SMALL, metric="val_loss", margin=0.1)
+    default, chosen = Study(SMALL), Study(SMALL, metric="loss", margin=0.1)
 
     assert (default.margin, default.margin_is_default) == (1.0, True)
     assert (chosen.margin, chosen.margin_is_default, chosen.metric.higher_is_better) == (0.1, False, False)
@@ -87,7 +115,7 @@ def test_margin_and_metric_are_what_was_asked() -> None:
         ({"seeds": 1}, "study: seeds must be at least 2, got 1"),
         ({"seeds": [1, 1]}, "seeds must differ"),
         ({"margin": 0}, "margin must be > 0, got 0"),
-        ({"metric": "test_acuracy"}, "no metric 'test_acuracy'.*Did you mean 'test_accuracy'"),
+        ({"metric": "acuracy"}, "no metric 'acuracy'.*Did you mean 'accuracy'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(options: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from trickbox.tasks.waveforms import PlainNet, Waveforms
 
 
 def test_pretraining_is_deterministic_and_loads(tmp_path: Path) -> None:
-    small = Waveforms(samples=60, max_epochs=1, test_samples=3, noise=0.1)
+    small = Waveforms(samples=60, max_epochs=1, fresh_samples=3, noise=0.1)
 
     first, second = pretrain(tmp_path / "a.pt", small), pretrain(tmp_path / "deeper" / "b.pt", small)
 

@@ -54,7 +54,7 @@ def test_amplitude_frequency_and_noise_are_in_range() -> None:
 
 
 def test_the_split_is_the_lessons() -> None:
-    splits = Waveforms(test_samples=300).data(seed=3)
+    splits = Waveforms(fresh_samples=300).data(seed=3)
 
     assert splits.train[0].shape == (360, 1, 128)
     assert splits.valid[0].shape == (120, 1, 128)
@@ -68,7 +68,7 @@ def test_classes_are_balanced_over_all_series() -> None:
 
 
 def test_a_seed_redraws_everything_but_the_test_set() -> None:
-    task = Waveforms(test_samples=30)
+    task = Waveforms(fresh_samples=30)
 
     first, again, other = task.data(1), task.data(1), task.data(2)
 
@@ -81,7 +81,7 @@ def test_a_seed_redraws_everything_but_the_test_set() -> None:
 def test_data_leave_the_global_generators_alone() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
 
-    Waveforms(test_samples=30).data(0)
+    Waveforms(fresh_samples=30).data(0)
 
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()  # type: ignore[index]
@@ -107,7 +107,7 @@ def test_the_network_computes_what_the_lesson_wrote() -> None:
 
 @pytest.mark.parametrize("length", [31, 64, 100, 300])
 def test_any_length_from_the_shortest_on_fits(length: int) -> None:
-    task = Waveforms(length=length, samples=15, test_samples=3)
+    task = Waveforms(length=length, samples=15, fresh_samples=3)
 
     assert task.model()(task.data(0).train[0]).shape == (9, 3)
 

@@ -1,4 +1,5 @@
 from .design import Arm, add_one, leave_one_out
+from .findings import Findings
 from .outcome import Comparison, Outcome
 from .study import Study
 from .task import ACCURACY, LOSS, Metric, Splits, Task
@@ -8,6 +9,7 @@ __all__ = [
     "LOSS",
     "Arm",
     "Comparison",
+    "Findings",
     "Metric",
     "Outcome",
     "Splits",

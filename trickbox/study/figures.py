@@ -52,7 +52,7 @@ def _forest_row(axes: Axes, row: int, comparison: Comparison) -> None:
         axes.plot([comparison.low, comparison.high], [row, row], color=color, linewidth=4, solid_capstyle="butt")
     axes.plot([comparison.mean], [row], "|", color=color, markeredgewidth=2, markersize=14)
     place: Any = axes.get_yaxis_transform()
-    text = f"{words.said_verdict(comparison)}, n = {comparison.n}"
+    text = f"{comparison.verdict}, n = {comparison.n}"
     axes.text(1.02, row, text, color=color, transform=place, va="center", fontweight="bold")
 
 
@@ -173,12 +173,13 @@ def losses(outcome: Outcome, arm: str = BASELINE) -> Figure:
 
 
 def examples(outcome: Outcome, arm: str = BASELINE) -> Figure | None:
-    """Draw the lesson's second picture: six test series titled with true and predicted class, green or red.
+    """Draw the lesson's second picture: six new series titled with true and predicted class, green or red.
 
     `None` where the inputs are no series, or the run on the first seed failed. Makes the task's data once more.
     """
     run = outcome.runs(arm)[0]
-    inputs, targets = outcome.task.data(derive(outcome.seeds[0], "split")).test
+    splits = outcome.task.data(derive(outcome.seeds[0], "split"))
+    inputs, targets = splits.test if outcome.final else splits.comparison
     if not run.get("predictions") or inputs.ndim not in (2, 3) or (inputs.ndim == 3 and inputs.shape[1] != 1):
         return None
     figure = _figure(8.0, 3.9)
@@ -220,5 +221,5 @@ def alternative_texts(outcome: Outcome) -> dict[str, str]:
         "curves": f"Training and validation loss by epoch: {len(outcome.arms)} panels, one for each arm.",
         "cost": f"Scatter plot of effect against time of an epoch: {costs}.",
         "losses": "Training and validation loss of the baseline on the first seed.",
-        "examples": "Six test series with true and predicted class.",
+        "examples": "Six series with true and predicted class.",
     }

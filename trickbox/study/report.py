@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from trickbox.errors import ConfigError
 from trickbox.files import write_whole
@@ -21,12 +24,14 @@ from trickbox.trick import to_config
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from trickbox.study.findings import Findings
     from trickbox.study.outcome import Outcome
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.facts { color: #555; margin-top: 0.2rem; } li { margin: 0.3rem 0; } img { max-width: 100%; height: auto; }
+.facts { color: #555; margin-top: 0.2rem; } .answer { font-size: 1.1rem; margin: 0.4rem 0; }
+ li { margin: 0.3rem 0; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.25rem 0.8rem 0.25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 .helps { color: #0072B2; } .hurts { color: #B34700; } .equivalent { color: #007A58; } .inconclusive { color: #555; }
@@ -35,7 +40,7 @@ pre { font-size: 0.8rem; overflow-x: auto; } summary { cursor: pointer; }
 """
 
 
-def save(outcome: Outcome, path: Path) -> Path:
+def save(outcome: Findings, path: Path) -> Path:
     """Write the report to *path*, whole or not at all. Raises `ConfigError` for a name that does not end in .html."""
     if path.suffix not in (".html", ".htm"):
         raise ConfigError(f"report: the file must end in .html, got {str(path)!r}")
@@ -43,12 +48,14 @@ def save(outcome: Outcome, path: Path) -> Path:
     return path
 
 
-def render(outcome: Outcome) -> str:
+def render(outcome: Findings) -> str:
     """Return the report as HTML."""
     heading = words.title(outcome)
     sections = [
         f"<h1>{escape(outcome.task.name)}: which tricks help?</h1><p class='facts'>{escape(heading)}</p>",
-        _sentences(outcome),
+        *(f"<p class='answer'>{escape(line)}</p>" for line in words.answer(outcome)),
+        *(f"<p class='answer'>{escape(line)}</p>" for line in words.confirmation(outcome.confirmed)),
+        _section("Each in a sentence", _sentences(outcome)),
         *_pictures(outcome),
         _section("Arms", _arms(outcome)),
         _section("Methods", _bullets(methods(outcome))),
@@ -66,9 +73,10 @@ def render(outcome: Outcome) -> str:
 
 def _sentences(outcome: Outcome) -> str:
     lines = [
-        f"<li><b class='{each.verdict}'>{each.verdict}</b> {escape(each.sentence)}</li>" for each in outcome.comparisons
+        f"<li><b class='{each.verdict}'>{each.verdict}</b> {escape(words.sentence(each))}</li>"
+        for each in outcome.comparisons
     ]
-    notes = [note for each in outcome.comparisons for note in each.notes]
+    notes = [note for each in outcome.comparisons for note in words.notes(each)]
     return f"<ul>{''.join(lines)}</ul>" + (f"<p>Mind:</p>{_bullets(notes)}" if notes else "")
 
 
@@ -134,38 +142,79 @@ def _values(outcome: Outcome) -> str:
 
 def methods(outcome: Outcome) -> list[str]:
     """Say how the numbers were made, in the words of a methods section."""
-    metric, unit = outcome.metric, outcome.metric.unit
-    declared = (
-        "the metric's default, not a choice for this study" if outcome.margin_is_default else "declared before any run"
-    )
+    metric, unit, samples = outcome.metric, outcome.metric.unit, _samples(outcome)
     correlations = ", ".join(f"{each.arm} {words.number(each.correlation)}" for each in outcome.comparisons)
     versions = ", ".join(f"{name} {version}" for name, version in outcome.versions.items())
-    times = f"{outcome.looks} time{'s' if outcome.looks != 1 else ''}"
+    where = (
+        "the test set, on fresh seeds" if outcome.final else "a comparison set that no training saw, not the test set"
+    )
     return [
         f"Task: {outcome.task!r}. Design: {outcome.design}.",
-        f"Metric: {metric.label} in {unit}, of the weights that training returned.",
+        f"Metric: {metric.label} in {unit}, of the weights that training returned, on {where}{samples}.",
         "Paired: all arms of a seed share data split, initial weights, batch order and random streams; a trick draws "
         "from streams of its own. Effects are differences within a seed.",
         f"Correlation of each arm with its control over seeds, which is what pairing gains by: {correlations}.",
-        "Intervals are Student's at 95 %, one for each comparison. p values flip signs (all patterns up to 13 seeds, "
-        "10 000 above) and are adjusted for all arms together by step-down max-T; the placebo is not counted.",
-        f"Margin: {words.units(outcome.margin, metric)}, {declared}. Equivalent means that the 90 % interval lies "
-        "within it. Inconclusive never means that there is no difference.",
-        "The effect that four of five such studies would see is computed from the spread that was observed.",
+        *_inference(outcome),
+        "The effect that four of five such studies would call is computed from the spread that was observed.",
+        "A run that does no better than the best constant answer counts as failed, like one that diverged.",
+        "Untuned: one learning rate and one setting for all arms; another rate may turn an effect around.",
         "Time is the median epoch without validation, on processes of one thread each; processes that run side by "
         "side slow each other down, so that small ratios mean little: the placebo's shows how little.",
-        f"Results of this store were evaluated {times}: the more often the test set is looked at, the less it proves.",
         f"Versions: {versions}. Seeds: {', '.join(map(str, outcome.seeds))}.",
     ]
 
 
+def _samples(outcome: Outcome) -> str:
+    """How many samples values rest on, and what they alone leave uncertain."""
+    counts = {run["samples"] for run in outcome.results.values() if "samples" in run}
+    if not counts:
+        return ""
+    said = f" of {max(counts)} samples"
+    values = np.concatenate([outcome.value(arm.name) for arm in outcome.arms]) / outcome.metric.scale
+    if outcome.metric.name != "accuracy" or np.isnan(values).all():
+        return said
+    share = float(np.nanmean(values))
+    error = outcome.metric.scale * math.sqrt(share * (1 - share) / max(counts))
+    return f"{said}, which know an accuracy to {words.number(error)} {outcome.metric.unit} (one standard error)"
+
+
+def _inference(outcome: Outcome) -> list[str]:
+    """How verdicts were reached, given all looks."""
+    looks, margin = outcome.looks, words.units(outcome.margin, outcome.metric)
+    asked = max((each.family for each in outcome.comparisons), default=1)
+    if looks.are_sequential:
+        kind = (
+            "Seeds were added after a look, so intervals are 95 % confidence sequences (normal mixture, Lai 1976), "
+            f"valid however often one looks; verdicts hold for all {asked} comparisons together (Bonferroni)."
+        )
+    else:
+        kind = (
+            "Intervals are Student's at 95 %, one for each comparison. p values flip signs (all patterns up to 13 "
+            f"seeds, 10 000 above) and hold for all {asked} comparisons together (step-down max-T); the placebo is "
+            "not counted. A verdict needs p of at most 5 %, an interval on one side of zero, and six pairs."
+        )
+    if outcome.margin_is_default:
+        declared = "the metric's default, not a choice for this study"
+    elif looks.earlier_margins:
+        declared = f"changed after looks with {', '.join(f'{each:g}' for each in looks.earlier_margins)}"
+    else:
+        declared = "declared before the first look"
+    times = f"{looks.count} time{'s' if looks.count != 1 else ''}"
+    return [
+        kind,
+        f"Margin: {margin}, {declared}. Equivalent means that two one-sided tests place the mean within it (Holm over "
+        "all comparisons). Inconclusive never means that there is no difference.",
+        f"This set was looked at {times}, counted in this store; a fresh folder knows of no earlier look.",
+    ]
+
+
 def _failures(outcome: Outcome) -> str:
-    bad = {place: run for place, run in outcome.results.items() if run["status"] != "ok"}
+    bad = {place: run for place, run in outcome.results.items() if outcome.status(run) != "ok"}
     if not bad:
         _, high = stats.wilson(0, len(outcome.seeds))
         seeds = len(outcome.seeds)
         return f"<p>No run failed. With {seeds} seeds an arm's true rate may still be {100 * high:.0f} %.</p>"
-    rows = [[arm, str(seed), run["status"], run["message"]] for (arm, seed), run in bad.items()]
+    rows = [[arm, str(seed), outcome.status(run), run["message"]] for (arm, seed), run in bad.items()]
     tails = [
         _details(f"{arm}, seed {seed}", f"<pre>{escape(run['traceback'])}</pre>")
         for (arm, seed), run in bad.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 import traceback
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from trickbox.engine import fit
 from trickbox.metrics import evaluate
 from trickbox.streams import derive, forked
+from trickbox.study.guess import guess, is_guessing
 from trickbox.study.spec import Spec, build_task, build_trick
 from trickbox.study.store import dumps, loads
 from trickbox.surgery import evaluating
 
 EXAMPLES = 6
-_TEST_BATCH = 500
+_BATCH = 500
 _TAIL = 2000  # characters of a traceback that are kept
 
 
@@ -78,21 +80,34 @@ def _train(spec: Spec) -> dict[str, Any]:
             device=spec.device,
             progress=False,
         )
-    test = evaluate(result.model, splits.test, loss=task.loss, batch_size=_TEST_BATCH, device=spec.device)
-    metrics = {**result.metrics, **{f"test_{name}": value for name, value in test.items()}}
+    data = splits.test if spec.final else splits.comparison
+    metrics = result.metrics | evaluate(result.model, data, loss=task.loss, batch_size=_BATCH, device=spec.device)
     sound = all(math.isfinite(value) for value in metrics.values()) and not result.stop_reason.startswith("diverged")
+    guessed = guess(model, splits.train, data, task.loss)
     return {
         "status": "ok" if sound else "diverged",
         "message": result.stop_reason,
         "metrics": metrics,
+        "guess": guessed,
+        "is_guessing": sound and is_guessing(metrics, guessed, len(data[1])),
+        "samples": len(data[1]),
+        "weights": _digest(result.model),
         "curves": {name: result.history[name] for name in result.history.columns},
         "seconds": list(result.seconds),
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
         "epochs": len(result.seconds),
-        "predictions": _predictions(result.model, splits.test[0][:EXAMPLES]),
+        "predictions": _predictions(result.model, data[0][:EXAMPLES]),
         "record": result.record,
         "warnings": list(dict.fromkeys(str(warning.message) for warning in caught)),
     }
+
+
+def _digest(model: nn.Module) -> str:
+    """A hash of all weights and buffers: two runs with one digest ended in the same bits."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def _predictions(model: nn.Module, inputs: Tensor) -> list[int]:

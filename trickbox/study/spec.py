@@ -23,7 +23,7 @@ from trickbox.study.task import Task
 from trickbox.surgery.places import to_json
 from trickbox.trick import fields_of, make, name_of
 
-SCHEMA = 1
+SCHEMA = 2
 WEIGHTS = (".pt", ".pth")
 
 
@@ -64,6 +64,8 @@ class Spec:
     task: Part
     tricks: tuple[Part, ...] = ()
     device: str = "cpu"
+    final: bool = False
+    """Whether it is measured on the test set, and not where arms are compared."""
     threads: int = 1
     schema: int = SCHEMA
     versions: dict[str, str] = field(factory=versions)
@@ -73,6 +75,12 @@ class Spec:
         """The SHA-256 of all that the result depends on: not of the arm's name, nor of where a weight file lies."""
         facts = attrs.asdict(self)
         del facts["arm"]
+        return hashlib.sha256(json.dumps(_by_content(facts), sort_keys=True).encode()).hexdigest()
+
+    def without_seed(self) -> str:
+        """A hash of what makes the arm, whatever it is called: two arms with one hash are one way to train."""
+        facts = attrs.asdict(self)
+        del facts["arm"], facts["seed"]
         return hashlib.sha256(json.dumps(_by_content(facts), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +95,7 @@ class Spec:
         return cls(**{**facts, **parts})
 
 
-def plan(task: Task, arms: Sequence[Arm], seeds: Iterable[int], device: str = "cpu") -> list[Spec]:
+def plan(task: Task, arms: Sequence[Arm], seeds: Iterable[int], device: str = "cpu", final: bool = False) -> list[Spec]:
     """List the runs of a study, all arms of a seed before the next seed, so that an interrupted study has whole pairs.
 
     Raises `ConfigError` for an override that the task does not have and for classes or settings that cannot be sent to
@@ -95,7 +103,7 @@ def plan(task: Task, arms: Sequence[Arm], seeds: Iterable[int], device: str = "c
     """
     tasks = {arm.name: part_of_task(overridden(task, arm)) for arm in arms}
     tricks = {arm.name: tuple(part_of_trick(entry) for entry in arm.tricks) for arm in arms}
-    return [Spec(arm.name, seed, tasks[arm.name], tricks[arm.name], device) for seed in seeds for arm in arms]
+    return [Spec(arm.name, seed, tasks[arm.name], tricks[arm.name], device, final) for seed in seeds for arm in arms]
 
 
 def overridden(task: Task, arm: Arm) -> Task:

@@ -2,7 +2,8 @@
 
 Every question of a study ends here, as one number per seed. The interval is Student's, which keeps its coverage from
 three seeds on (the bootstrap does not: 95 % BCa intervals cover 85 % at n = 5); p values come from flipping signs,
-which assumes only that a difference is as likely to have either sign when nothing happens.
+which assumes only that a difference is as likely to have either sign when nothing happens. Where seeds are added after
+a look, both come from a confidence sequence.
 """
 
 from __future__ import annotations
@@ -10,15 +11,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import Literal
 
 import numpy as np
 import scipy.optimize
 import scipy.stats
-from attrs import frozen
 from numpy.typing import ArrayLike, NDArray
 
-Verdict = Literal["helps", "hurts", "equivalent", "inconclusive"]
 Array = NDArray[np.float64]
 
 _EXACT_UP_TO = 13  # 2**13 sign patterns are fewer than the draws that would stand in for them
@@ -26,21 +24,8 @@ _DRAWS = 10_000
 _SAME = 1e-12  # differences whose spread is this small beside their size are one number, rounding apart
 
 
-@frozen
-class Inference:
-    """What the differences of n pairs say about their mean; positive is better, units are those of the differences."""
-
-    n: int
-    mean: float
-    sd: float
-    low: float
-    high: float
-    p: float
-    p_equivalent: float
-    verdict: Verdict
-    detectable: float
-    d_z: float
-    identical: bool
+ALPHA = 0.05
+_TAU = 2.0  # standard deviations: the size of effects for which sequences are at their best
 
 
 def spread(differences: ArrayLike) -> float:
@@ -145,54 +130,89 @@ def equivalence(differences: ArrayLike, margin: float) -> float:
     return float(scipy.stats.t.sf(room / (sd / math.sqrt(n)), n - 1))
 
 
-def verdict(differences: ArrayLike, margin: float) -> Verdict:
-    """Return what the differences (positive is better) show, given the smallest effect that matters.
+def holm(p_values: ArrayLike) -> Array:
+    """Return p values adjusted for looking at all of them (Holm 1979).
 
-    *helps* or *hurts*: the 95 % interval lies on one side of zero. *equivalent*: it does not, and the 90 % interval
-    lies within the margin (TOST at 5 %). *inconclusive*: anything else; it never means that there is no difference.
-
-    >>> [verdict(d, margin=0.5) for d in ([1.0, 1.2, 0.8], [0.1, -0.1, 0.0], [5.0, -5.0, 0.0])]
-    ['helps', 'equivalent', 'inconclusive']
+    >>> holm([0.01, 0.04, 0.03])
+    array([0.03, 0.06, 0.06])
     """
-    low, high = interval(differences)
-    if low > 0:
-        return "helps"
-    if high < 0:
-        return "hurts"
-    return "equivalent" if equivalence(differences, margin) < 0.05 else "inconclusive"
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
 
 
-def power(d_z: float, n: int, alpha: float = 0.05) -> float:
-    """Return the chance that a paired t test of n pairs sees a true effect of *d_z* standard deviations.
+def critical(n: int, alpha: float = ALPHA, sequential: bool = False) -> float:
+    """Return how many standard errors an interval for the mean of n pairs reaches to either side.
 
-    The normal formula averaged over the spread that n pairs may happen to show: scipy's noncentral t gives nan in its
-    far tail.
+    Student's quantile, for one look at a number of pairs that was fixed before. *sequential*: of a confidence sequence,
+    which holds at all numbers of pairs at once, so that one may look at any time and stop for any reason: a normal
+    mixture over the standardized effect (Lai 1976; Wang & Ramdas 2023).
 
-    >>> round(power(1.0, 10), 2)
+    >>> round(critical(10), 2), round(critical(10, sequential=True), 2), critical(2, sequential=True)
+    (2.26, 3.97, inf)
+    """
+    if n < 2:
+        return math.inf
+    if not sequential:
+        return float(scipy.stats.t.ppf(1 - alpha / 2, n - 1))
+    mixture = 1 + n * _TAU**2
+    root = (mixture / alpha**2) ** (1 / n)
+    return math.sqrt((n - 1) * (root - 1) / (1 - root / mixture)) if root < mixture else math.inf
+
+
+def sequence_p(differences: ArrayLike) -> float:
+    """Return a two-sided p value for the mean that stays valid however often one looks.
+
+    The level at which the confidence sequence of `critical` just reaches zero.
+
+    >>> round(sequence_p([1.0, 1.2, 0.8, 1.1, 0.9, 1.0, 1.1]), 5)
+    0.00014
+    """
+    d = np.asarray(differences, float)
+    n, sd = len(d), spread(d)
+    if n < 2 or not d.any():
+        return 1.0
+    square = math.inf if sd == 0 else float(d.mean()) ** 2 * n / sd**2
+    mixture = 1 + n * _TAU**2
+    root = mixture if math.isinf(square) else (square + n - 1) / (n - 1 + square / mixture)
+    return min(1.0, math.exp(math.log(mixture) / 2 - n / 2 * math.log(root)))
+
+
+def power(d_z: float, n: int, cut: float) -> float:
+    """Return the chance that the mean of n pairs lies more than *cut* standard errors from zero.
+
+    *d_z* is the true effect in standard deviations. The normal formula averaged over the spread that n pairs may happen
+    to show: scipy's noncentral t gives nan in its far tail.
+
+    >>> round(power(1.0, 10, critical(10)), 2)
     0.8
     """
     chances = (np.arange(2000) + 0.5) / 2000
-    cut = scipy.stats.t.ppf(1 - alpha / 2, n - 1) * np.sqrt(scipy.stats.chi2.ppf(chances, n - 1) / (n - 1))
+    reach = cut * np.sqrt(scipy.stats.chi2.ppf(chances, n - 1) / (n - 1))
     shift = d_z * math.sqrt(n)
-    return float((scipy.stats.norm.sf(cut - shift) + scipy.stats.norm.cdf(-cut - shift)).mean())
+    return float((scipy.stats.norm.sf(reach - shift) + scipy.stats.norm.cdf(-reach - shift)).mean())
 
 
-def detectable(sd: float, n: int, alpha: float = 0.05) -> float:
+def detectable(sd: float, n: int, alpha: float = ALPHA, sequential: bool = False) -> float:
     """Return the smallest true effect that n pairs with standard deviation *sd* see in four of five studies.
 
-    >>> round(detectable(1.0, 10), 2), detectable(1.0, 1)
-    (1.0, inf)
+    Infinite where n pairs are too few, nan where pairs without any spread do not tell it.
+
+    >>> round(detectable(1.0, 10), 2), detectable(1.0, 1), detectable(0.0, 10)
+    (1.0, inf, nan)
     """
-    if n < 2 or not math.isfinite(sd):
+    cut = critical(n, alpha, sequential)
+    if math.isinf(cut):
         return math.inf
-    if sd == 0:
-        return 0.0
-    return sd * _detectable_d_z(n, alpha)
+    return float(sd * _detectable_d_z(n, cut)) if sd > 0 else math.nan
 
 
 @functools.cache
-def _detectable_d_z(n: int, alpha: float) -> float:
-    return float(scipy.optimize.brentq(lambda d_z: power(d_z, n, alpha) - 0.8, 0.01, 100.0))
+def _detectable_d_z(n: int, cut: float) -> float:
+    return float(scipy.optimize.brentq(lambda d_z: power(d_z, n, cut) - 0.8, 0.01, 100.0))
 
 
 def hedges(differences: ArrayLike) -> float:
@@ -200,6 +220,22 @@ def hedges(differences: ArrayLike) -> float:
     d = np.asarray(differences, float)
     sd = spread(d)
     return float(d.mean()) / sd * (1 - 3 / (4 * len(d) - 5)) if sd > 0 else math.nan
+
+
+def outliers(differences: ArrayLike) -> list[int]:
+    """Return which differences stand far apart: more than ten times the median distance from the median.
+
+    Of normal values about one in 10**11 does. None where half of the values are one number, or of fewer than six.
+
+    >>> outliers([1.0, 1.2, 0.9, -30.0, 1.1, 1.3, 0.8]), outliers([1.0, 1.2, 0.9, 1.1, 1.3, 0.8])
+    ([3], [])
+    """
+    d = np.asarray(differences, float)
+    if np.isfinite(d).sum() < 6:
+        return []
+    distances = np.abs(d - np.nanmedian(d))
+    typical = float(np.nanmedian(distances))
+    return [int(index) for index in np.flatnonzero(distances > 10 * typical)] if typical > 0 else []
 
 
 def wilson(failures: int, runs: int) -> tuple[float, float]:
@@ -219,29 +255,3 @@ def correlation(first: ArrayLike, second: ArrayLike) -> float:
     if len(a) < 2 or 0 in (spread(a), spread(b)):
         return math.nan
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def infer(differences: ArrayLike, margin: float) -> Inference:
-    """Summarize the differences of one comparison, positive being better, against a margin in the same units.
-
-    Works from zero pairs on: what cannot be known is nan, an interval without bounds, or inconclusive.
-
-    >>> result = infer([0.4, 0.6, 0.5, 0.3, 0.7, 0.5], margin=0.2)
-    >>> result.verdict, round(result.mean, 2), result.p
-    ('helps', 0.5, 0.03125)
-    """
-    d = np.asarray(differences, float)
-    low, high = interval(d)
-    return Inference(
-        n=len(d),
-        mean=float(d.mean()) if len(d) else math.nan,
-        sd=spread(d),
-        low=low,
-        high=high,
-        p=sign_flip(d),
-        p_equivalent=equivalence(d, margin),
-        verdict=verdict(d, margin),
-        detectable=detectable(spread(d), len(d)),
-        d_z=hedges(d),
-        identical=bool(len(d)) and not d.any(),
-    )

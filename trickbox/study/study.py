@@ -13,8 +13,10 @@ from trickbox import tasks
 from trickbox.errors import ConfigError, near
 from trickbox.study import design as designs
 from trickbox.study import runner
+from trickbox.study.findings import Findings
+from trickbox.study.looks import Looks
 from trickbox.study.outcome import Outcome
-from trickbox.study.spec import plan, versions
+from trickbox.study.spec import Spec, part_of_task, plan, versions
 from trickbox.study.store import MemoryStore, Store, open_store
 from trickbox.study.task import METRICS, Metric, Task
 
@@ -28,7 +30,7 @@ class Study:
     seeds    how many (0, 1, ...) or which; below 6 every verdict rests on normality, 10 is a fair start
     margin   the smallest effect that you care about, in the metric's unit: declare it before you look. Left out it is
              the metric's own (1 point of accuracy), and reports say that it is a default
-    metric   a name such as ``"val_loss"`` or a `Metric`; default: the task's
+    metric   a name such as ``"loss"`` or a `Metric`; default: the task's
     device   where workers train
 
     Raises `ConfigError` for whatever cannot work, before anything is trained.
@@ -58,6 +60,7 @@ class Study:
         self.seeds = _seeds(seeds)
         self.arms = tuple(designs.DESIGNS[design](tricks))
         designs.check(self.arms)
+        self.device = device
         self.specs = plan(self.task, self.arms, self.seeds, device)
         self._memory = MemoryStore()
 
@@ -67,7 +70,7 @@ class Study:
         store: Store | str | os.PathLike[str] | None = None,
         progress: bool | None = None,
         executor: Executor | None = None,
-    ) -> Outcome:
+    ) -> Findings:
         """Train what *store* does not hold yet and return the outcome; the same numbers for any number of *workers*.
 
         workers   processes of one thread each (default: one per core); with 1, times are those of an idle machine
@@ -75,44 +78,77 @@ class Study:
         progress  a bar with the time left (default: on a terminal only)
         executor  any `concurrent.futures` executor of processes, instead of *workers*
 
-        Ctrl-C keeps every finished run in the store. In a script, call it under ``if __name__ == "__main__":``.
+        The test set is not read: see `confirm`. Ctrl-C keeps every finished run in the store. In a script, call it
+        under ``if __name__ == "__main__":``.
         """
+        return self._found(self.arms, self.seeds, False, workers, store, progress, executor)
+
+    def confirm(
+        self,
+        found: Outcome,
+        workers: int | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+        executor: Executor | None = None,
+    ) -> Findings | None:
+        """Train the best arm that helps, and its control, on as many fresh seeds, and measure both on the test set.
+
+        *found* is what `run` gave. The best of many looks better than it is; on seeds that had no part in the choice
+        it does not. None, and the test set stays unread, where no arm helps.
+        """
+        helping = [each for each in found.comparisons if each.verdict == "helps"]
+        if not helping:
+            return None
+        best = max(helping, key=lambda each: each.inference.mean)
+        by_name = {arm.name: arm for arm in self.arms}
+        pair = (attrs.evolve(by_name[best.control], control=None), by_name[best.arm])
+        fresh = tuple(range(max(self.seeds) + 1, max(self.seeds) + 1 + len(self.seeds)))
+        return self._found(pair, fresh, True, workers, store, progress, executor)
+
+    def _found(
+        self,
+        arms: tuple[designs.Arm, ...],
+        seeds: tuple[int, ...],
+        final: bool,
+        workers: int | None,
+        store: Store | str | os.PathLike[str] | None,
+        progress: bool | None,
+        executor: Executor | None,
+    ) -> Findings:
         runner.check_executor(workers, executor)
         kept = self._memory if store is None else open_store(store)
-        looks = kept.freeze(self._plan())
+        specs = plan(self.task, arms, seeds, self.device, final)
         from tqdm import tqdm
 
-        runs = len({spec.key for spec in self.specs})
-        with tqdm(
-            total=runs, desc=self.task.name, unit="run", disable=None if progress is None else not progress
-        ) as bar:
-            found = runner.execute(
-                self.specs, kept, workers=workers, executor=executor, on_done=lambda *_: bar.update()
-            )
-        return Outcome(
+        runs, silent = len({spec.key for spec in specs}), None if progress is None else not progress
+        with tqdm(total=runs, desc=self.task.name, unit="run", disable=silent) as bar:
+            found = runner.execute(specs, kept, workers=workers, executor=executor, on_done=lambda *_: bar.update())
+        return Findings(
             task=self.task,
             design=self.design,
-            arms=self.arms,
-            seeds=self.seeds,
+            arms=arms,
+            seeds=seeds,
             metric=self.metric,
             margin=self.margin,
             margin_is_default=self.margin_is_default,
-            results={(spec.arm, spec.seed): found[spec.key] for spec in self.specs},
-            looks=looks,
+            results={(spec.arm, spec.seed): found[spec.key] for spec in specs},
+            looks=Looks(kept.look(self._plan(arms, specs, final))),
             versions=versions(),
+            final=final,
         )
 
-    def _plan(self) -> dict[str, Any]:
-        """What was declared before anything was known."""
-        first = [spec for spec in self.specs if spec.seed == self.seeds[0]]
+    def _plan(self, arms: tuple[designs.Arm, ...], specs: Sequence[Spec], final: bool) -> dict[str, Any]:
+        """What is asked by a look, for those who look later."""
+        by_name = {spec.arm: spec for spec in specs}
         return {
-            "task": self.task.name,
+            "task": attrs.asdict(part_of_task(self.task)),
             "design": self.design,
-            "arms": {spec.arm: spec.to_json() for spec in first},
-            "controls": {arm.name: arm.control for arm in self.arms},
-            "seeds": list(self.seeds),
+            "arms": {name: spec.without_seed() for name, spec in by_name.items()},
+            "controls": {arm.name: arm.control for arm in arms},
+            "seeds": sorted({spec.seed for spec in specs}),
             "margin": self.margin,
-            "metric": attrs.asdict(self.metric),
+            "metric": self.metric.name,
+            "final": final,
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from attrs import evolve, frozen
+from attrs import Factory, frozen
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -16,22 +16,27 @@ Pair = tuple[Tensor, Tensor]
 
 @frozen
 class Splits:
-    """The data of one seed: pairs of (inputs, targets) to train on, to select on, and to report on."""
+    """The data of one seed, as pairs of (inputs, targets).
+
+    Training goes over `train` and watches `valid`. Arms are compared on `comparison`, which is `valid` where nothing
+    else is given: the more samples it has, the less noise of its own. `test` is read once, for the arm that won.
+    """
 
     train: Pair
     valid: Pair
     test: Pair
+    comparison: Pair = Factory(lambda self: self.valid, takes_self=True)
 
 
 @frozen
 class Metric:
     """The one number that a study compares: which metric, which way is better, and how people read it.
 
-    `name` is ``val_`` or ``test_`` and the name of a metric of `trickbox.fit`. Values are shown as ``scale * value`` in
-    `unit`. `margin`, in `unit`, is the smallest effect that matters where a study declares none.
+    `name` is that of a metric of `trickbox.fit`, such as ``loss``. Values are shown as ``scale * value`` in `unit`.
+    `margin`, in `unit`, is the smallest effect that matters where a study declares none.
     """
 
-    name: str = "test_accuracy"
+    name: str = "accuracy"
     higher_is_better: bool = True
     unit: str = "points"
     scale: float = 100.0
@@ -44,11 +49,8 @@ class Metric:
 
 
 ACCURACY = Metric()
-LOSS = Metric("test_loss", higher_is_better=False, unit="nats", scale=1.0, margin=0.05)
-METRICS = {
-    metric.name: metric
-    for metric in (ACCURACY, LOSS, evolve(ACCURACY, name="val_accuracy"), evolve(LOSS, name="val_loss"))
-}
+LOSS = Metric("loss", higher_is_better=False, unit="nats", scale=1.0, margin=0.05)
+METRICS = {metric.name: metric for metric in (ACCURACY, LOSS)}
 
 
 class Task(Protocol):

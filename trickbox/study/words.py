@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trickbox.study import stats
+from trickbox.study.verdicts import LEAST
 
 if TYPE_CHECKING:
     from trickbox.study.outcome import Comparison, Outcome
     from trickbox.study.task import Metric
 
-ALPHA = 0.05
 _WIDE = 100
-_FEW = 6  # below six pairs no sign-flip test can reach 0.05
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -61,38 +60,50 @@ def _effect(comparison: Comparison) -> str:
     size = f"{amount(comparison.mean, comparison, sign=True)} of {comparison.metric.label}"
     if comparison.n == 1:
         return f"{size} (one pair only)"
-    adjusted = "adjusted p" if comparison.family > 1 else "p"
     p = p_value(comparison.p)
-    p = f"{adjusted} {p[0]} {p[1:]}" if p.startswith("<") else f"{adjusted} = {p}"
-    interval = f"{number(comparison.low, True)} to {number(comparison.high, True)}"
-    return f"{size} (95 % interval {interval}, {comparison.n} paired seeds, {p})"
+    p = f"{'adjusted ' * (comparison.family > 1)}p {f'{p[0]} {p[1:]}' if p.startswith('<') else f'= {p}'}"
+    kind = "95 % confidence sequence" if comparison.sequential else "95 % interval"
+    bounds = f"{kind} {number(comparison.low, True)} to {number(comparison.high, True)}"
+    return f"{size} ({bounds}, better on {better(comparison)} paired seeds, {p})"
+
+
+def better(comparison: Comparison) -> str:
+    """Say on how many seeds an arm was better than its control.
+
+    >>> from types import SimpleNamespace as Made
+    >>> better(Made(inference=Made(wins=7, ties=1, n=10)))
+    '7 of 10 (1 tie)'
+    """
+    found = comparison.inference
+    ties = f" ({found.ties} tie{'s' if found.ties > 1 else ''})" if found.ties else ""
+    return f"{found.wins} of {found.n}{ties}"
 
 
 def conclusion(comparison: Comparison) -> str:
     """Say the verdict, with what qualifies it."""
     found, margin = comparison.inference, units(comparison.margin, comparison.metric)
+    if comparison.is_identical:
+        return "equivalent, the same to the last bit"
     if comparison.verdict in ("helps", "hurts"):
         nearest, farthest = sorted((abs(found.low), abs(found.high)))
         beside = "more" if nearest > comparison.margin else "less" if farthest < comparison.margin else None
-        said = f"{comparison.verdict}, by {beside} than the margin of {margin}" if beside else comparison.verdict
-        chance = f", taken alone; among {comparison.family} comparisons chance can do it"
-        return said + chance if doubtful(comparison) else said
+        return f"{comparison.verdict}, by {beside} than the margin of {margin}" if beside else comparison.verdict
     if comparison.verdict == "equivalent":
-        return "equivalent, the same to the last bit" if found.identical else f"equivalent within {margin}"
+        return f"equivalent within {margin}"
+    return f"inconclusive{_why_not(comparison)}"
+
+
+def _why_not(comparison: Comparison) -> str:
+    """Why nothing is decided, or what would have been seen."""
+    found = comparison.inference
+    if found.n < LEAST:
+        return f": fewer than {LEAST} pairs decide nothing" if found.n else ", for want of pairs"
+    if found.low > 0 or found.high < 0:
+        return f": an effect taken alone, but among {comparison.family} comparisons chance can do it"
     if not math.isfinite(found.detectable):
-        return "inconclusive, for want of pairs"
+        return ""
     least = amount(found.detectable, comparison)
-    return f"inconclusive; an effect of {least} would have been seen in four of five such studies"
-
-
-def doubtful(comparison: Comparison) -> bool:
-    """Whether a comparison decides something alone that it does not once all comparisons are looked at together."""
-    return comparison.verdict in ("helps", "hurts") and comparison.p > ALPHA
-
-
-def said_verdict(comparison: Comparison) -> str:
-    """The verdict as tables and figures show it: with a star where it is `doubtful`."""
-    return f"{comparison.verdict} *" if doubtful(comparison) else comparison.verdict
+    return f"; an effect of {least} would have been seen in four of five such studies"
 
 
 def _costs(comparison: Comparison) -> list[str]:
@@ -125,6 +136,9 @@ def _failures(comparison: Comparison) -> list[str]:
     low, high = stats.wilson(mine, comparison.runs)
     rate = f"{mine} of {comparison.runs} runs failed (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
     said = [f"{rate}, {theirs} of {comparison.runs} of its control"]
+    if any(comparison.collapses):
+        own, other = comparison.collapses
+        said.append(f"{own} of them and {other} of its control's learned no more than guessing")
     if comparison.all_runs is not None:
         said.append(f"counting failed runs as guessing, {amount(comparison.all_runs.mean, comparison, True)}")
     return said
@@ -133,19 +147,76 @@ def _failures(comparison: Comparison) -> list[str]:
 def notes(comparison: Comparison) -> list[str]:
     """Say what a careful reader should know besides the sentence."""
     found, said = comparison.inference, []
-    if comparison.arm == "placebo" and not found.identical:
-        said.append("the placebo changed something: runs are not paired as they should be, so trust no other row")
-    elif found.identical and comparison.arm != "placebo":
+    if comparison.arm == "placebo":
+        if found.n and not comparison.is_identical:
+            said.append("the placebo changed something: runs are not paired as they should be, so trust no other row")
+    elif comparison.is_identical:
         said.append("every run ended in the same bits as its control's: the trick changed nothing that was measured")
-    if 1 < found.n < _FEW and not found.identical:
-        said.append(f"rests on normality: {found.n} pairs are too few for a test without it")
-    if found.sd == 0 and not found.identical:
+    elif comparison.same_bits:
+        said.append(f"{comparison.same_bits} of {found.n} runs ended in the same bits as their control's")
+    if found.n and found.ties == found.n and not comparison.is_identical:
+        said.append("it ties on every seed: the metric cannot tell the arms apart")
+    elif found.n > 1 and found.sd == 0 and not comparison.is_identical:
         said.append("every seed gave the same difference, so that the interval has no width")
+    said += _far_apart(comparison)
     said += [f"warned: {text}" for text in comparison.warnings]
     return [f"{comparison.arm}: {note}" for note in said]
 
 
-_HEADS = ("arm", "{metric}", "effect [95 % interval]", "p", "verdict", "sees", "cost")
+def _far_apart(comparison: Comparison) -> list[str]:
+    """Name the seeds that pull the mean, and say what the others show."""
+    if not comparison.outliers:
+        return []
+    seeds = ", ".join(map(str, comparison.outliers))
+    turned = 1 if comparison.metric.higher_is_better else -1
+    middle = amount(turned * comparison.inference.middle, comparison, True)
+    plural = "s" * (len(comparison.outliers) > 1)
+    return [f"seed{plural} {seeds} stand{'' if plural else 's'} far apart; the middle half of the seeds gives {middle}"]
+
+
+def answer(outcome: Outcome) -> list[str]:
+    """Say what came out, the clearest first: a line for each verdict that was reached, and whose runs failed."""
+    asked = [comparison for comparison in outcome.comparisons if comparison.arm != "placebo"]
+    groups = {verdict: [each for each in asked if each.verdict == verdict] for verdict in _ANSWERS}
+    said = [
+        f"{_ANSWERS[verdict]}: {', '.join(map(_in_short, sorted(group, key=lambda each: -each.inference.mean)))}."
+        for verdict, group in groups.items()
+        if group
+    ]
+    uneven = [
+        f"{each.arm} {each.failures[0]}, {each.control} {each.failures[1]}"
+        for each in asked
+        if each.failures[0] != each.failures[1]
+    ]
+    return said + [f"Failed of {len(outcome.seeds)} runs each: {'; '.join(uneven)}."] * bool(uneven)
+
+
+_ANSWERS = {
+    "helps": "Helps",
+    "hurts": "Hurts",
+    "equivalent": "Makes no difference that matters",
+    "inconclusive": "Not to be told apart from nothing with so many seeds",
+}
+
+
+def _in_short(comparison: Comparison) -> str:
+    if comparison.n < 2:
+        return comparison.arm
+    bounds = f"{number(comparison.low, True)} to {number(comparison.high, True)}"
+    return f"{comparison.arm} {amount(comparison.mean, comparison, True)} ({bounds})"
+
+
+def confirmation(confirmed: Outcome | None) -> list[str]:
+    """Say what the winner did on fresh seeds and the test set, where that was asked."""
+    if confirmed is None:
+        return []
+    (found,) = confirmed.comparisons
+    said = {"helps": "confirmed", "hurts": "turned around"}.get(found.verdict, f"not confirmed: {found.verdict}")
+    times = "read once" if confirmed.looks.count == 1 else f"read {confirmed.looks.count} times"
+    return [f"On fresh seeds and the test set, {times}: {_in_short(found)}, {said}."]
+
+
+_HEADS = ("arm", "{metric}", "effect [95 % interval]", "better", "p", "verdict", "sees", "cost")
 
 
 def table(outcome: Outcome) -> str:
@@ -155,7 +226,7 @@ def table(outcome: Outcome) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     rule = "-" * (sum(widths) + 2 * len(widths) - 2)
     below = [line for said in legend(outcome) for line in textwrap.wrap(said, _WIDE, subsequent_indent="  ")]
-    return "\n".join([title(outcome), "", lines[0], rule, *lines[1:], "", *below])
+    return "\n".join([*textwrap.wrap(title(outcome), _WIDE), "", lines[0], rule, *lines[1:], "", *below])
 
 
 def cells(outcome: Outcome) -> list[tuple[str, ...]]:
@@ -166,23 +237,34 @@ def cells(outcome: Outcome) -> list[tuple[str, ...]]:
 
 
 def title(outcome: Outcome) -> str:
-    """Name the study in one line."""
+    """Name the study in one line, with what has changed since its store was first looked at."""
+    looks = outcome.looks
     default = " (default)" if outcome.margin_is_default else ""
-    margin = f"margin {units(outcome.margin, outcome.metric)}{default}"
-    return f"{outcome.task.name}: {len(outcome.seeds)} paired seeds, {margin}"
+    said = [
+        f"{outcome.task.name}{', test set' if outcome.final else ''}: {len(outcome.seeds)} paired seeds",
+        f"margin {units(outcome.margin, outcome.metric)}{default}",
+    ]
+    if looks.earlier_margins:
+        earlier = " and ".join(units(margin, outcome.metric) for margin in looks.earlier_margins)
+        said.append(f"CHANGED after a look with {earlier}")
+    if looks.are_sequential:
+        said.append("seeds added after a look")
+    return ", ".join(said)
 
 
 def legend(outcome: Outcome) -> list[str]:
     """Say what the columns of the table mean, which runs failed, and what to mind."""
+    where = "the test set" if outcome.final else "the comparison set"
     said = [
-        f"effect, sees: in {outcome.metric.unit}; sees: the least effect that four of five such studies would see",
-        "p: sign flips, adjusted for all arms together; cost: time of an epoch as a ratio, added parameters",
+        f"{outcome.metric.label}: on {where}, in {outcome.metric.unit}; effect, sees: likewise; sees: the least effect "
+        "that four of five such studies would call",
+        "better: seeds of all; p: for all comparisons together; cost: time of an epoch as a ratio, added parameters",
     ]
-    if any(doubtful(comparison) for comparison in outcome.comparisons):
-        said.append("*: taken alone; once all comparisons are looked at together, chance can do it (p above 0.05)")
-    failed = {arm.name: sum(run["status"] != "ok" for run in outcome.runs(arm.name)) for arm in outcome.arms}
+    if not outcome.is_learned:
+        said.append("most runs do no better than guessing: the task is too hard for this training, or too short")
+    failed = {arm.name: sum(outcome.status(run) != "ok" for run in outcome.runs(arm.name)) for arm in outcome.arms}
     said += [f"{name}: {count} of {len(outcome.seeds)} runs failed" for name, count in failed.items() if count]
-    return said + [note for comparison in outcome.comparisons for note in comparison.notes]
+    return said + [note for comparison in outcome.comparisons for note in notes(comparison)]
 
 
 def _short(name: str) -> str:
@@ -191,16 +273,14 @@ def _short(name: str) -> str:
 
 def _mean(values: stats.Array) -> str:
     values = values[~np.isnan(values)]
-    if not len(values):
-        return "-"
-    deviation = f" +- {number(stats.spread(values))}" if len(values) > 1 else ""
-    return f"{number(float(values.mean()))}{deviation}"
+    return number(float(values.mean())) if len(values) else "-"
 
 
 def _cells(comparison: Comparison | None) -> tuple[str, ...]:
     if comparison is None or not comparison.n:
-        return ("",) * 5
+        return ("",) * 6
     effect = f"{number(comparison.mean, True)} [{number(comparison.low, True)}, {number(comparison.high, True)}]"
-    sees = number(comparison.detectable)
+    sees = number(comparison.detectable) if math.isfinite(comparison.detectable) else "-"
     cost = f"x{comparison.time_ratio:.2f}" + (f" {comparison.parameters:+d}" if comparison.parameters else "")
-    return effect, p_value(comparison.p), said_verdict(comparison), sees, cost
+    wins = f"{comparison.inference.wins}/{comparison.n}"
+    return effect, wins, p_value(comparison.p), comparison.verdict, sees, cost

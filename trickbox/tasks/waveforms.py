@@ -21,7 +21,8 @@ __all__ = ["PlainNet", "Waveforms", "waveforms"]
 
 CLASS_NAMES = ("sine", "triangle", "square")
 SHORTEST = 31  # the shortest series of which the two convolutions and two poolings leave anything
-_TEST_STREAM = 0x7E57  # the test set is a fact of the task, the same for every seed
+_COMPARISON_STREAM = 0xC0DE  # both sets are facts of the task, the same for every seed
+_TEST_STREAM = 0x7E57
 
 
 def shapes(angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
@@ -103,13 +104,14 @@ def _rising(task: Any, attribute: Any, value: Any) -> None:
 class Waveforms:
     """Tell sine, triangle and square waves apart.
 
-    *samples* labeled series of *length* points, redrawn for each seed and split 60/20/20; the last 20 % stay unused,
-    because the test set is *test_samples* fresh series that are the same for every seed. Noise in standard deviations,
+    *samples* labeled series of *length* points, redrawn for each seed and split 60/20/20; the last 20 % stay unused:
+    arms are compared on *fresh_samples* fresh series, and the test set are as many others, the same for every seed.
+    Noise in standard deviations,
     frequencies in Hz. The defaults are the lesson's. At noise 0.05 little is left to gain: 0.3 gives tricks room.
 
     >>> splits = Waveforms().data(seed=0)
-    >>> [len(part[1]) for part in (splits.train, splits.valid, splits.test)]
-    [360, 120, 5000]
+    >>> [len(part[1]) for part in (splits.train, splits.valid, splits.comparison, splits.test)]
+    [360, 120, 5000, 5000]
     """
 
     name: ClassVar[str] = "waveforms"
@@ -122,7 +124,7 @@ class Waveforms:
     lr: float = field(default=0.01, validator=interval("(0, inf)"))
     max_epochs: int = field(default=15, validator=integer(1))
     batch_size: int = field(default=32, validator=integer(1))
-    test_samples: int = field(default=5000, validator=integer(3))
+    fresh_samples: int = field(default=5000, validator=integer(3))
     frequencies: tuple[float, ...] = field(default=(1.0, 10.0), converter=_pair, validator=_rising)
 
     @property
@@ -135,12 +137,12 @@ class Waveforms:
         return PlainNet(self.length)
 
     def data(self, seed: int) -> Splits:
-        """Draw and split the series of *seed*; the large test set takes the place of the lesson's own 20 %."""
+        """Draw and split the series of *seed*; large sets take the place of the lesson's own 20 %."""
         inputs, targets = self._draw(self.samples, (seed, 0))
         order = torch.from_numpy(np.random.default_rng((seed, 1)).permutation(self.samples))
         train, valid, _ = order.tensor_split([self.samples * 3 // 5, self.samples * 4 // 5])
-        test = self._draw(self.test_samples, (_TEST_STREAM,))
-        return Splits((inputs[train], targets[train]), (inputs[valid], targets[valid]), test)
+        comparison, test = (self._draw(self.fresh_samples, (stream,)) for stream in (_COMPARISON_STREAM, _TEST_STREAM))
+        return Splits((inputs[train], targets[train]), (inputs[valid], targets[valid]), test, comparison)
 
     def optimizer(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
         """Build Adam at the task's learning rate."""
