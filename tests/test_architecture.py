@@ -18,7 +18,7 @@ ORDER = """
     surgery.places surgery.ledger surgery.edits surgery.trial surgery.norms surgery.bake surgery.table surgery.picture surgery
     state hooks trick steps data metrics targets optimization catalog box checks run phases session loops saving engine
     adapters adapters.lightning adapters.transformers
-    tasks study tasks.waveforms tasks.source tasks.lesson testing cli
+    study.task study.guess study.own tasks study tasks.waveforms tasks.source tasks.lesson testing cli
 """.split()  # noqa: SIM905
 """Modules and packages of the core; each imports only what stands to its left, or its own package."""
 

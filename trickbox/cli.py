@@ -100,7 +100,7 @@ def _model_and_inputs(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _study(options: argparse.Namespace, folder: Path) -> Study:
-    own = [f"--{name}" for name in ("tricks", "set", "design") if getattr(options, name)]
+    own = [f"--{name}" for name in ("tricks", "set", "design", "metric") if getattr(options, name)]
     margin = [] if options.margin is None else [options.margin]
     if options.course:
         if options.task or own:
@@ -120,7 +120,12 @@ def _study(options: argparse.Namespace, folder: Path) -> Study:
 
     design = options.design or "add_one"
     return Study(
-        _task(options), parse_tricks(options.tricks), design=design, seeds=options.seeds, margin=options.margin
+        _task(options),
+        parse_tricks(options.tricks),
+        design=design,
+        seeds=options.seeds,
+        margin=options.margin,
+        metric=options.metric,
     )
 
 
@@ -249,13 +254,16 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("compare", help="train tricks over paired seeds and say which help")
     command.set_defaults(run=compare)
-    command.add_argument("task", nargs="?", metavar="TASK", help="a task, such as waveforms; none: the lesson")
+    command.add_argument(
+        "task", nargs="?", metavar="TASK", help="waveforms, or your own: mytask.py:MyTask; none: the lesson"
+    )
     command.add_argument("--tricks", metavar="A,B", help="tricks, such as 'batch_norm,dropout(p=0.3)'")
     command.add_argument("--course", action="store_true", help="the course's own experiments, as it ran them")
     command.add_argument("--seeds", type=_count(2), default=10, metavar="N", help="paired seeds (default: 10)")
     command.add_argument(
         "--margin", type=float, help="the smallest effect of interest (default: the metric's, 1 point)"
     )
+    command.add_argument("--metric", help="what is compared: accuracy or loss (default: the task's)")
     command.add_argument("--design", help="add_one (the default) or leave_one_out")
     command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
     command.add_argument("--out", metavar="DIR", help="folder for runs and report (default: the user's cache)")

@@ -269,7 +269,7 @@ def _not_finite(tensor: Tensor) -> Tensor:
     """How many samples hold NaN or infinity, counted where they are, so that a device is waited for once."""
     samples = tensor if tensor.ndim > 1 else tensor.reshape(-1, 1)
     each = math.prod(samples.shape[1:]) * samples.element_size()
-    parts = samples.split(max(1, CHECKED_AT_ONCE // max(1, each)))
+    parts = torch.split(samples, max(1, CHECKED_AT_ONCE // max(1, each)))
     return torch.stack([(~torch.isfinite(part)).flatten(1).any(1).sum() for part in parts]).sum()
 
 

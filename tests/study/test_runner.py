@@ -94,7 +94,7 @@ def test_an_error_is_a_result() -> None:
     outcome = run_spec(Spec("x", 0, broken).to_json())
 
     assert outcome["status"] == "error"
-    assert outcome["message"].startswith("AttributeError")
+    assert outcome["message"].startswith("ConfigError")
     assert "Wavelets" in outcome["traceback"]
 
 

@@ -36,7 +36,7 @@ def forest(outcome: Outcome) -> Figure:
     axes.set_yticks(range(len(comparisons)), [_against(comparison) for comparison in comparisons])
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
     side = "right" if outcome.metric.higher_is_better else "left"
-    axes.set_xlabel(f"difference in {outcome.metric.label} ({outcome.metric.unit}); {side} is better")
+    axes.set_xlabel(f"difference in {outcome.metric.label_and_unit}; {side} is better")
     legend = f"gray band: the margin of {words.units(outcome.margin, outcome.metric)}; dots: single seeds"
     axes.set_title(legend, fontsize=9, loc="left")
     _clean(axes, left=False)
@@ -134,7 +134,7 @@ def cost(outcome: Outcome) -> Figure:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("time of an epoch, as a ratio to the control's (left is cheaper)")
-    axes.set_ylabel(f"difference in {outcome.metric.label} ({outcome.metric.unit})")
+    axes.set_ylabel(f"difference in {outcome.metric.label_and_unit}")
     if not outcome.metric.higher_is_better:
         axes.invert_yaxis()
     figure.legend(loc="outside right upper", frameon=False)
@@ -179,12 +179,12 @@ def examples(outcome: Outcome, arm: str = BASELINE) -> Figure | None:
     """
     run = outcome.runs(arm)[0]
     splits = outcome.task.data(derive(outcome.seeds[0], "split"))
-    inputs, targets = splits.test if outcome.final else splits.comparison
+    inputs, targets = splits.test if outcome.final and splits.test is not None else splits.comparison
     if not run.get("predictions") or inputs.ndim not in (2, 3) or (inputs.ndim == 3 and inputs.shape[1] != 1):
         return None
     figure = _figure(8.0, 3.9)
     panels = figure.subplots(2, EXAMPLES // 2, sharex=True, sharey=True).flatten()
-    names = outcome.task.class_names
+    names = outcome.task.class_names or [str(number) for number in range(int(targets.max()) + 1)]
     for axes, series, truth, predicted in zip(panels, inputs, targets.tolist(), run["predictions"], strict=False):
         right = truth == predicted
         axes.plot(series.flatten().numpy(), color=GRAY, linewidth=1)
@@ -217,7 +217,7 @@ def alternative_texts(outcome: Outcome) -> dict[str, str]:
     effects = "; ".join(f"{each.arm} {words.number(each.mean, sign=True)} ({each.verdict})" for each in known)
     costs = "; ".join(f"{each.arm} {each.time_ratio:.2f} times the control's" for each in known)
     return {
-        "forest": f"Forest plot of differences in {outcome.metric.label} in {outcome.metric.unit}: {effects}.",
+        "forest": f"Forest plot of differences in {outcome.metric.label_and_unit}: {effects}.",
         "curves": f"Training and validation loss by epoch: {len(outcome.arms)} panels, one for each arm.",
         "cost": f"Scatter plot of effect against time of an epoch: {costs}.",
         "losses": "Training and validation loss of the baseline on the first seed.",

@@ -142,7 +142,7 @@ def _values(outcome: Outcome) -> str:
 
 def methods(outcome: Outcome) -> list[str]:
     """Say how the numbers were made, in the words of a methods section."""
-    metric, unit, samples = outcome.metric, outcome.metric.unit, _samples(outcome)
+    samples = _samples(outcome)
     correlations = ", ".join(f"{each.arm} {words.number(each.correlation)}" for each in outcome.comparisons)
     versions = ", ".join(f"{name} {version}" for name, version in outcome.versions.items())
     where = (
@@ -150,7 +150,7 @@ def methods(outcome: Outcome) -> list[str]:
     )
     return [
         f"Task: {outcome.task!r}. Design: {outcome.design}.",
-        f"Metric: {metric.label} in {unit}, of the weights that training returned, on {where}{samples}.",
+        f"Metric: {outcome.metric.label_and_unit}, of the weights that training returned, on {where}{samples}.",
         "Paired: all arms of a seed share data split, initial weights, batch order and random streams; a trick draws "
         "from streams of its own. Effects are differences within a seed.",
         f"Correlation of each arm with its control over seeds, which is what pairing gains by: {correlations}.",

@@ -20,6 +20,7 @@ from trickbox.streams import derive, forked
 from trickbox.study.guess import guess, is_guessing
 from trickbox.study.spec import Spec, build_task, build_trick
 from trickbox.study.store import dumps, loads
+from trickbox.study.task import Pair
 from trickbox.surgery import evaluating
 
 EXAMPLES = 6
@@ -64,6 +65,7 @@ def _train(spec: Spec) -> dict[str, Any]:
     splits = task.data(derive(spec.seed, "split"))
     with forked(derive(spec.seed, "init")):
         model = task.model()
+    metrics = getattr(task, "metrics", None)
     # Kept for the report, where each is said once: a worker would print it for every run.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -72,6 +74,7 @@ def _train(spec: Spec) -> dict[str, Any]:
             splits.train,
             splits.valid,
             loss=task.loss,
+            metrics=metrics,
             optimizer=task.optimizer,
             tricks=[build_trick(part) for part in spec.tricks],
             max_epochs=task.max_epochs,
@@ -80,23 +83,26 @@ def _train(spec: Spec) -> dict[str, Any]:
             device=spec.device,
             progress=False,
         )
-    data = splits.test if spec.final else splits.comparison
-    metrics = result.metrics | evaluate(result.model, data, loss=task.loss, batch_size=_BATCH, device=spec.device)
-    sound = all(math.isfinite(value) for value in metrics.values()) and not result.stop_reason.startswith("diverged")
-    guessed = guess(model, splits.train, data, task.loss)
+    data = splits.test if spec.final and splits.test is not None else splits.comparison
+    found = result.metrics | evaluate(
+        result.model, data, loss=task.loss, metrics=metrics, batch_size=_BATCH, device=spec.device
+    )
+    sound = all(math.isfinite(value) for value in found.values()) and not result.stop_reason.startswith("diverged")
+    guessed = guess(model, splits.train, data, task.loss, metrics)
     return {
         "status": "ok" if sound else "diverged",
         "message": result.stop_reason,
-        "metrics": metrics,
+        "metrics": found,
         "guess": guessed,
-        "is_guessing": sound and is_guessing(metrics, guessed, len(data[1])),
+        "is_guessing": sound and is_guessing(found, guessed, len(data[1])),
         "samples": len(data[1]),
         "weights": _digest(result.model),
         "curves": {name: result.history[name] for name in result.history.columns},
         "seconds": list(result.seconds),
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
         "epochs": len(result.seconds),
-        "predictions": _predictions(result.model, data[0][:EXAMPLES]),
+        "set": "test" if data is splits.test else "comparison",
+        "predictions": _predictions(result.model, data),
         "record": result.record,
         "warnings": list(dict.fromkeys(str(warning.message) for warning in caught)),
     }
@@ -110,9 +116,13 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def _predictions(model: nn.Module, inputs: Tensor) -> list[int]:
+def _predictions(model: nn.Module, data: Pair) -> list[int]:
+    """The classes of the first samples; empty where targets are no class numbers."""
+    inputs, targets = data
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return []
     device = next((parameter.device for parameter in model.parameters()), inputs.device)
     with evaluating(model), torch.no_grad():
-        outputs = model(inputs.to(device))
-    predictions: list[int] = outputs.argmax(1).tolist() if outputs.ndim == 2 else []
+        outputs = model(inputs[:EXAMPLES].to(device))
+    predictions: list[int] = outputs.argmax(1).tolist() if outputs.ndim == 2 and targets.ndim == 1 else []
     return predictions

@@ -8,6 +8,8 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +21,12 @@ from torch import nn
 
 from trickbox.errors import ConfigError, near
 from trickbox.study.design import Arm
+from trickbox.study.own import load, place_of, task_class
 from trickbox.study.task import Task
 from trickbox.surgery.places import to_json
 from trickbox.trick import fields_of, make, name_of
 
 SCHEMA = 2
-WEIGHTS = (".pt", ".pth")
 
 
 def versions() -> dict[str, str]:
@@ -157,7 +159,7 @@ def _part(cls: type, settings: dict[str, Any]) -> Part:
 
 
 def _place(cls: type) -> str:
-    """Return ``module:Class`` if a worker process can import it."""
+    """The place of a class, if a worker process can load it."""
     if "<locals>" in cls.__qualname__:
         raise ConfigError(
             f"study: {cls.__name__} is made inside a function, where workers cannot find it; move it to module level"
@@ -166,13 +168,13 @@ def _place(cls: type) -> str:
         raise ConfigError(
             f"study: {cls.__name__} is made in an interactive session, where workers cannot find it; put it in a file"
         )
-    return f"{cls.__module__}:{cls.__qualname__}"
+    return place_of(cls)
 
 
 def _code(cls: type) -> str:
     # An edited class must not find the results of its former self, nor one whose functions beside it were edited. A
     # script is edited to ask for more seeds, too, and keeps its results.
-    module = inspect.getmodule(cls)
+    module = sys.modules.get(cls.__module__)
     try:
         source = inspect.getsource(cls if module is None or module.__name__ == "__main__" else module)
         return hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -180,38 +182,42 @@ def _code(cls: type) -> str:
         return "unknown"
 
 
-def _by_content(value: Any) -> Any:
-    """Replace the path of every weight file by a hash of what is in it."""
+def _by_content(value: Any, name: str = "") -> Any:
+    """Replace the path of every file and folder by a hash of what is in it, and that of code by its bare name."""
     if isinstance(value, dict):
-        return {name: _by_content(inner) for name, inner in value.items()}
+        return {name: _by_content(inner, name) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_by_content(inner) for inner in value]
-    if isinstance(value, str) and value.endswith(WEIGHTS) and Path(value).is_file():
-        facts = Path(value).stat()
-        return "sha256:" + _hash_of_file(value, facts.st_mtime_ns, facts.st_size)
+    if name == "place":
+        return Path(value).name  # beside it stands a hash of the code
+    if isinstance(value, str) and ("/" in value or os.sep in value or Path(value).suffix) and Path(value).exists():
+        return "sha256:" + _hash_of(Path(value))
     return value
 
 
-@functools.lru_cache
+def _hash_of(path: Path) -> str:
+    """A hash of a file, or of all files in a folder with their names."""
+    if path.is_file():
+        facts = path.stat()
+        return _hash_of_file(str(path), facts.st_mtime_ns, facts.st_size)
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    named = "".join(f"{file.relative_to(path).as_posix()}:{_hash_of(file)};" for file in inside)
+    return hashlib.sha256(named.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
 def _hash_of_file(path: str, changed: int, size: int) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_task(part: Part) -> Task:
     """Make the task that a part describes."""
-    task: Task = _load(part.place)(**part.settings)
+    task: Task = cast(Any, task_class(part.place))(**part.settings)
     return task
 
 
 def build_trick(part: Part) -> Any:
     """Make the trick that a part describes; an (alias, trick) pair where it has an alias."""
-    trick = make(_load(part.place), part.settings)
+    trick = make(load(part.place), part.settings)
     return trick if part.alias is None else (part.alias, trick)
-
-
-def _load(place: str) -> Any:
-    module, _, path = place.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found

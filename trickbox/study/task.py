@@ -19,12 +19,13 @@ class Splits:
     """The data of one seed, as pairs of (inputs, targets).
 
     Training goes over `train` and watches `valid`. Arms are compared on `comparison`, which is `valid` where nothing
-    else is given: the more samples it has, the less noise of its own. `test` is read once, for the arm that won.
+    else is given: the more samples it has, the less noise of its own. `test` is read once, for the arm that won;
+    without one, the winner is confirmed on fresh seeds alone.
     """
 
     train: Pair
     valid: Pair
-    test: Pair
+    test: Pair | None = None
     comparison: Pair = Factory(lambda self: self.valid, takes_self=True)
 
 
@@ -47,6 +48,11 @@ class Metric:
         """The name as people write it."""
         return self.name.replace("_", " ")
 
+    @property
+    def label_and_unit(self) -> str:
+        """The name with its unit, where it has one."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
 
 ACCURACY = Metric()
 LOSS = Metric("loss", higher_is_better=False, unit="nats", scale=1.0, margin=0.05)
@@ -55,6 +61,9 @@ METRICS = {metric.name: metric for metric in (ACCURACY, LOSS)}
 
 class Task(Protocol):
     """An attrs class with these members; no base class. Its fields are what arms may override.
+
+    It may also have ``metrics``, names to functions of (outputs, targets), as `trickbox.fit` takes them, so that a
+    `Metric` of any such name can be compared.
 
     Fields must be plain JSON values, and worker processes must be able to import the class: not made in a function.
 

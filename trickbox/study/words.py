@@ -19,12 +19,13 @@ _WIDE = 100
 
 
 def number(value: float, sign: bool = False) -> str:
-    """Write a value with two decimals, or with two significant digits where those would show nothing.
+    """Write a value with two decimals, or with two significant digits where those would show too little.
 
-    >>> number(0.4136, sign=True), number(12.3456), number(0.00312), number(0), number(float("inf"))
-    ('+0.41', '12.35', '0.0031', '0.00', 'inf')
+    >>> number(0.4136, sign=True), number(12.3456), number(0.0312), number(-0.0), number(float("inf"))
+    ('+0.41', '12.35', '0.031', '0.00', 'inf')
     """
-    text = f"{value:+.2g}" if 0 < abs(value) < 0.005 else f"{value:+.2f}"
+    value += 0.0  # there is a zero below zero
+    text = f"{value:+.2g}" if 0 < abs(value) < 0.1 else f"{value:+.2f}"
     return text if sign else text.lstrip("+")
 
 
@@ -44,7 +45,7 @@ def amount(value: float, comparison: Comparison, sign: bool = False) -> str:
 
 def units(value: float, metric: Metric) -> str:
     """Write a declared value with its unit: ``1 point``, ``0.5 points``."""
-    return f"{value:g} {metric.unit.removesuffix('s') if value == 1 else metric.unit}"
+    return f"{value:.3g} {metric.unit.removesuffix('s') if value == 1 else metric.unit}".strip()
 
 
 def sentence(comparison: Comparison) -> str:
@@ -213,7 +214,13 @@ def confirmation(confirmed: Outcome | None) -> list[str]:
     (found,) = confirmed.comparisons
     said = {"helps": "confirmed", "hurts": "turned around"}.get(found.verdict, f"not confirmed: {found.verdict}")
     times = "read once" if confirmed.looks.count == 1 else f"read {confirmed.looks.count} times"
-    return [f"On fresh seeds and the test set, {times}: {_in_short(found)}, {said}."]
+    where = f" and the test set, {times}" if is_on_test_set(confirmed) else ""
+    return [f"On fresh seeds{where}: {_in_short(found)}, {said}."]
+
+
+def is_on_test_set(outcome: Outcome) -> bool:
+    """Whether values are of the test set; of a task that has none they are of the comparison set, on fresh seeds."""
+    return outcome.final and any(run.get("set") == "test" for run in outcome.results.values())
 
 
 _HEADS = ("arm", "{metric}", "effect [95 % interval]", "better", "p", "verdict", "sees", "cost")
@@ -241,7 +248,7 @@ def title(outcome: Outcome) -> str:
     looks = outcome.looks
     default = " (default)" if outcome.margin_is_default else ""
     said = [
-        f"{outcome.task.name}{', test set' if outcome.final else ''}: {len(outcome.seeds)} paired seeds",
+        f"{outcome.task.name}{', test set' if is_on_test_set(outcome) else ''}: {len(outcome.seeds)} paired seeds",
         f"margin {units(outcome.margin, outcome.metric)}{default}",
     ]
     if looks.earlier_margins:
@@ -254,10 +261,10 @@ def title(outcome: Outcome) -> str:
 
 def legend(outcome: Outcome) -> list[str]:
     """Say what the columns of the table mean, which runs failed, and what to mind."""
-    where = "the test set" if outcome.final else "the comparison set"
+    where = "the test set" if is_on_test_set(outcome) else "the comparison set"
     said = [
-        f"{outcome.metric.label}: on {where}, in {outcome.metric.unit}; effect, sees: likewise; sees: the least effect "
-        "that four of five such studies would call",
+        f"{outcome.metric.label_and_unit}: on {where}; effect, sees: likewise; sees: the least effect that four of "
+        "five such studies would call",
         "better: seeds of all; p: for all comparisons together; cost: time of an epoch as a ratio, added parameters",
     ]
     if not outcome.is_learned:
@@ -268,7 +275,7 @@ def legend(outcome: Outcome) -> list[str]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:16]}.."
+    return name if len(name) <= 17 else f"{name[:15]}.."
 
 
 def _mean(values: stats.Array) -> str:

@@ -1,8 +1,7 @@
-"""Small tasks that are made offline in a second, found by name: for documentation, tests and studies."""
+"""Tasks for documentation, tests and studies: small ones, made offline in a second, by name; your own by place."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -29,18 +28,21 @@ def available() -> list[str]:
 def get(name: str, **options: Any) -> Task:
     """Make the task *name* with *options* set and every other field at its default.
 
-    Raises `ConfigError` for an unknown task, an unknown option or a value out of range.
+    *name* is one of `available`, or the place of a task of your own, such as ``mytask.py:MyTask`` (see
+    `trickbox.study.own`). Raises `ConfigError` for an unknown task, an unknown option or a value out of range.
 
     >>> get("waveforms", noise=0.2).noise
     0.2
     """
-    if name not in _PLACES:
-        raise ConfigError(f"task {name!r} is unknown; available: {', '.join(available())}.{near(name, _PLACES)}")
-    module, _, class_name = _PLACES[name].partition(":")
-    task_class = getattr(importlib.import_module(module), class_name)
-    fields = [field.name for field in attrs.fields(task_class)]
+    from trickbox.study.own import task_class  # torch, which listing tasks must not load
+
+    if name not in _PLACES and ":" not in name:
+        hint = "; a task of your own is file.py:name or module:name" if name.endswith(".py") else ""
+        raise ConfigError(f"task {name!r} is unknown; available: {', '.join(available())}{hint}.{near(name, _PLACES)}")
+    cls: Any = task_class(_PLACES.get(name, name))
+    fields = [field.alias for field in attrs.fields(cls) if field.init]
     for option in options:
         if option not in fields:
             raise ConfigError(f"{name}: no option {option!r}; options: {', '.join(fields)}.{near(option, fields)}")
-    task: Task = task_class(**options)
+    task: Task = cls(**options)
     return task
