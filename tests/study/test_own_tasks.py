@@ -174,14 +174,14 @@ def test_a_worker_makes_it_again_from_its_file(write: Write) -> None:
 
 
 def test_without_a_test_set_the_winner_is_confirmed_on_fresh_seeds_alone(write: Write, here: Any) -> None:
-    slow = {"lr": 4e-3}
-    arms = [Arm("slow", overrides=slow, control=None), Arm("fast", overrides={"lr": 0.05}, control="slow")]
-    study = Study(write(CURVE.replace("max_epochs=3", "max_epochs=30")), arms, seeds=6)
+    short, long = {"max_epochs": 20}, {"max_epochs": 60}
+    arms = [Arm("short", overrides=short, control=None), Arm("long", overrides=long, control="short")]
+    study = Study(write(CURVE), arms, seeds=6)
 
     confirmed = study.confirm(study.run(executor=here), executor=here)
 
     assert confirmed is not None
-    assert words.confirmation(confirmed)[0].startswith("On fresh seeds: fast ")
+    assert words.confirmation(confirmed)[0].startswith("On fresh seeds: long ")
     assert "test set" not in confirmed.table()
 
 
