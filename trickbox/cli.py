@@ -48,8 +48,9 @@ def compare(options: argparse.Namespace) -> None:
     runs = len({spec.key for spec in study.specs})
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{len(study.arms)} arms on {len(study.seeds)} paired seeds: {runs} runs, kept in {folder}", file=sys.stderr)
-    found = study.run(workers=options.workers, store=folder)
-    found.confirmed = study.confirm(found, workers=options.workers, store=folder)
+    how = {"workers": options.workers, "store": folder, "retry": options.retry}
+    found = study.run(**how)
+    found.confirmed = study.confirm(found, **how)
     print("\n".join([*answer(found), *confirmation(found.confirmed), "", found.table(), "", *found.sentences()]))
     name = "course" if options.course else "report"
     print(f"\nReport: {found.save(folder / f'{name}.html')}")
@@ -266,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--metric", help="what is compared: accuracy or loss (default: the task's)")
     command.add_argument("--design", help="add_one (the default) or leave_one_out")
     command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
+    command.add_argument("--retry", action="store_true", help="make runs again that are stored as errors")
     command.add_argument("--out", metavar="DIR", help="folder for runs and report (default: the user's cache)")
     _add_settings(command)
 

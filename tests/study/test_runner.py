@@ -113,6 +113,26 @@ def test_what_is_stored_is_not_trained_again(here: Any, tmp_path: Path) -> None:
     assert [sorted(done[:2]), done[2:]] == [["baseline", "placebo"]] * 2
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), SystemExit(3), RuntimeError("broken")])
+def test_what_ends_a_run_is_its_result_and_is_made_again_when_asked(
+    here: Any, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs, kept = plan(SMALL, [Arm("a", control=None)], [0]), MemoryStore()
+
+    def fails(self: Waveforms, seed: int) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Waveforms, "data", fails)
+        (first,) = execute(specs, kept, executor=here).values()
+    (stored,) = execute(specs, kept, executor=here).values()
+    (again,) = execute(specs, kept, executor=here, retry=True).values()
+
+    assert (first["status"], stored["status"], again["status"]) == ("error", "error", "ok")
+    assert type(error).__name__ in first["message"]
+    assert here.count == 2
+
+
 def test_equal_specs_are_trained_once(here: Any) -> None:
     specs = plan(SMALL, [Arm("a", control=None), Arm("b", control="a")], [0])
 

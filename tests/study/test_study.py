@@ -87,6 +87,17 @@ def test_the_winner_is_confirmed_on_fresh_seeds_and_only_then_the_test_set_is_re
     assert "read 2 times" in words.confirmation(again)[0]
 
 
+def test_where_there_is_no_terminal_progress_is_a_line(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Study(SMALL, seeds=2).run(executor=here)
+    Study(SMALL, seeds=2).run(executor=here, progress=False)
+
+    lines = capsys.readouterr().err.replace("\r", "").splitlines()
+    assert [line.partition(", ")[0] for line in lines if line] == [
+        "waveforms: 0 of 4 runs",
+        "waveforms: 4 of 4 runs",
+    ]
+
+
 def test_where_nothing_helps_the_test_set_stays_unread(here: Any) -> None:
     study = Study(SMALL, ["placebo"], seeds=2)
     found = study.run(executor=here)

@@ -220,7 +220,9 @@ def _failures(outcome: Outcome) -> str:
         for (arm, seed), run in bad.items()
         if run.get("traceback")
     ]
-    return _table(["arm", "seed", "status", "message"], rows) + "".join(tails)
+    again = "<p>Runs that ended in an error are made again with --retry, or study.run(retry=True).</p>"
+    retried = again if any(run["status"] == "error" for run in bad.values()) else ""
+    return _table(["arm", "seed", "status", "message"], rows) + retried + "".join(tails)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

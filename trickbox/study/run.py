@@ -38,7 +38,7 @@ def run_spec(facts: dict[str, Any]) -> dict[str, Any]:
     try:
         with _threads(spec.threads):
             outcome = loads(dumps(_train(spec)))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         tail = traceback.format_exc()[-_TAIL:]
         outcome = {"status": "error", "message": f"{type(error).__name__}: {error}", "traceback": tail}
     return {**outcome, "wall_seconds": time.perf_counter() - started}

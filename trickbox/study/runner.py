@@ -40,8 +40,11 @@ def execute(
     workers: int | None = None,
     executor: Executor | None = None,
     on_done: Callable[[Spec, Outcome], object] | None = None,
+    retry: bool = False,
 ) -> dict[str, Outcome]:
     """Give every spec its result, by key: from *store* where it is there, else by training, in the order given.
+
+    With *retry*, what is stored as an error is made again, such as a run whose worker had too little memory.
 
     *workers* processes (default: one per core); the numbers are the same for any count. *executor* is used instead, if
     given: any `concurrent.futures.Executor` of processes. A spec whose worker dies twice gets an error as its result.
@@ -55,7 +58,7 @@ def execute(
         if key in todo or key in outcomes:
             continue
         kept = store.get(key)
-        if kept is None:
+        if kept is None or (retry and kept["status"] == "error"):
             todo[key] = spec
         else:
             outcomes[key] = kept

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -19,6 +20,9 @@ from trickbox.study.outcome import Outcome
 from trickbox.study.spec import Spec, part_of_task, plan, versions
 from trickbox.study.store import MemoryStore, Store, open_store
 from trickbox.study.task import METRICS, Metric, Task
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Study:
@@ -68,28 +72,31 @@ class Study:
         self,
         workers: int | None = None,
         store: Store | str | os.PathLike[str] | None = None,
-        progress: bool | None = None,
+        progress: bool = True,
         executor: Executor | None = None,
+        retry: bool = False,
     ) -> Findings:
         """Train what *store* does not hold yet and return the outcome; the same numbers for any number of *workers*.
 
         workers   processes of one thread each (default: one per core); with 1, times are those of an idle machine
         store     a folder, or `None` for this object's memory
-        progress  a bar with the time left (default: on a terminal only)
+        progress  a bar with the time left; where there is no terminal, a line every half minute
         executor  any `concurrent.futures` executor of processes, instead of *workers*
+        retry     make runs again that are stored as errors, such as for want of memory
 
         The test set is not read: see `confirm`. Ctrl-C keeps every finished run in the store. In a script, call it
         under ``if __name__ == "__main__":``.
         """
-        return self._found(self.arms, self.seeds, False, workers, store, progress, executor)
+        return self._found(self.arms, self.seeds, False, workers, store, progress, executor, retry)
 
     def confirm(
         self,
         found: Outcome,
         workers: int | None = None,
         store: Store | str | os.PathLike[str] | None = None,
-        progress: bool | None = None,
+        progress: bool = True,
         executor: Executor | None = None,
+        retry: bool = False,
     ) -> Findings | None:
         """Train the best arm that helps, and its control, on as many fresh seeds, and measure both on the test set.
 
@@ -103,7 +110,7 @@ class Study:
         by_name = {arm.name: arm for arm in self.arms}
         pair = (attrs.evolve(by_name[best.control], control=None), by_name[best.arm])
         fresh = tuple(range(max(self.seeds) + 1, max(self.seeds) + 1 + len(self.seeds)))
-        return self._found(pair, fresh, True, workers, store, progress, executor)
+        return self._found(pair, fresh, True, workers, store, progress, executor, retry)
 
     def _found(
         self,
@@ -112,17 +119,17 @@ class Study:
         final: bool,
         workers: int | None,
         store: Store | str | os.PathLike[str] | None,
-        progress: bool | None,
+        progress: bool,
         executor: Executor | None,
+        retry: bool,
     ) -> Findings:
         runner.check_executor(workers, executor)
         kept = self._memory if store is None else open_store(store)
         specs = plan(self.task, arms, seeds, self.device, final)
-        from tqdm import tqdm
-
-        runs, silent = len({spec.key for spec in specs}), None if progress is None else not progress
-        with tqdm(total=runs, desc=self.task.name, unit="run", disable=silent) as bar:
-            found = runner.execute(specs, kept, workers=workers, executor=executor, on_done=lambda *_: bar.update())
+        with _progress(self.task.name, len({spec.key for spec in specs}), progress) as bar:
+            found = runner.execute(
+                specs, kept, workers=workers, executor=executor, on_done=lambda *_: bar.update(), retry=retry
+            )
         return Findings(
             task=self.task,
             design=self.design,
@@ -150,6 +157,16 @@ class Study:
             "metric": self.metric.name,
             "final": final,
         }
+
+
+def _progress(name: str, runs: int, shown: bool) -> tqdm[Any]:
+    """A bar of so many runs; where there is no terminal, a line every half minute."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return tqdm(total=runs, desc=name, unit="run", disable=not shown)
+    line = "{desc}: {n_fmt} of {total_fmt} runs, {remaining} left\n"
+    return tqdm(total=runs, desc=name, disable=not shown, bar_format=line, mininterval=30, miniters=1)
 
 
 def _metric(metric: str | Metric | None, task: Task) -> Metric:
