@@ -48,6 +48,9 @@ def compare(options: argparse.Namespace) -> None:
     runs = len({spec.key for spec in study.specs})
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{len(study.arms)} arms on {len(study.seeds)} paired seeds: {runs} runs, kept in {folder}", file=sys.stderr)
+    if options.plan:
+        print(study.plan(options.plan, workers=options.workers, store=folder))
+        return
     how = {"workers": options.workers, "store": folder, "retry": options.retry}
     found = study.run(**how)
     found.confirmed = study.confirm(found, **how)
@@ -267,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--metric", help="what is compared: accuracy or loss (default: the task's)")
     command.add_argument("--design", help="add_one (the default) or leave_one_out")
     command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
+    command.add_argument("--plan", metavar="TIME", help="train three runs only, and say what fits into '10 min'")
     command.add_argument("--retry", action="store_true", help="make runs again that are stored as errors")
     command.add_argument("--out", metavar="DIR", help="folder for runs and report (default: the user's cache)")
     _add_settings(command)

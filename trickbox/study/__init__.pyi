@@ -1,6 +1,7 @@
 from .design import Arm, add_one, leave_one_out
 from .findings import Findings
 from .outcome import Comparison, Outcome
+from .planning import Plan
 from .study import Study
 from .task import ACCURACY, LOSS, Metric, Splits, Task
 
@@ -12,6 +13,7 @@ __all__ = [
     "Findings",
     "Metric",
     "Outcome",
+    "Plan",
     "Splits",
     "Study",
     "Task",

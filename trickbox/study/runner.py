@@ -65,7 +65,7 @@ def execute(
             if on_done:
                 on_done(spec, kept)
     if todo:
-        pool = Lent(executor) if executor else Pool(min(workers or _cores(), len(todo)))
+        pool = Lent(executor) if executor else Pool(min(workers or cores(), len(todo)))
         with pool:
             for key, outcome in _drain(todo, pool):
                 store.put(key, outcome)
@@ -87,7 +87,8 @@ def check_executor(workers: int | None, executor: Executor | None) -> None:
         raise ConfigError(_GUARD)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -9,14 +9,16 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 
 from trickbox import tasks
 from trickbox.errors import ConfigError, near
 from trickbox.study import design as designs
-from trickbox.study import runner
+from trickbox.study import runner, stats
 from trickbox.study.findings import Findings
 from trickbox.study.looks import Looks
 from trickbox.study.outcome import Outcome
+from trickbox.study.planning import PILOT, Plan, seconds_of
 from trickbox.study.spec import Spec, part_of_task, plan, versions
 from trickbox.study.store import MemoryStore, Store, open_store
 from trickbox.study.task import METRICS, Metric, Task
@@ -88,6 +90,35 @@ class Study:
         under ``if __name__ == "__main__":``.
         """
         return self._found(self.arms, self.seeds, False, workers, store, progress, executor, retry)
+
+    def plan(
+        self,
+        budget: str | float,
+        workers: int | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
+        executor: Executor | None = None,
+    ) -> Plan:
+        """Say how many seeds fit into *budget*, such as ``"10 min"``, and how small an effect they would show.
+
+        Trains a few runs of the first arm, the baseline, of which *store* keeps the results. Raises `ConfigError` for
+        what is no time, or where these runs fail.
+        """
+        seconds, kept = seconds_of(budget), self._memory if store is None else open_store(store)
+        pilot = plan(self.task, self.arms[:1], range(PILOT), self.device)
+        with _progress(f"{self.task.name}, pilot", len(pilot), shown=True) as bar:
+            found = runner.execute(pilot, kept, workers=workers, executor=executor, on_done=lambda *_: bar.update())
+        runs = [found[spec.key] for spec in pilot]
+        if bad := [run["message"] for run in runs if run["status"] != "ok"]:
+            raise ConfigError(f"study: the baseline fails: {bad[0]}")
+        return Plan(
+            metric=self.metric,
+            seconds=float(np.median([run["wall_seconds"] for run in runs])),
+            deviation=self.metric.scale * stats.spread([run["metrics"][self.metric.name] for run in runs]),
+            runs=len({spec.key for spec in self.specs}) // len(self.seeds),
+            comparisons=sum(arm.control is not None and arm.name != designs.PLACEBO for arm in self.arms),
+            workers=workers or runner.cores(),
+            budget=seconds,
+        )
 
     def confirm(
         self,
