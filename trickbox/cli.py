@@ -104,7 +104,7 @@ def _model_and_inputs(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _study(options: argparse.Namespace, folder: Path) -> Study:
-    own = [f"--{name}" for name in ("tricks", "set", "design", "metric") if getattr(options, name)]
+    own = [f"--{name}" for name in ("tricks", "set", "design", "metric", "tune") if getattr(options, name)]
     margin = [] if options.margin is None else [options.margin]
     if options.course:
         if options.task or own:
@@ -130,7 +130,16 @@ def _study(options: argparse.Namespace, folder: Path) -> Study:
         seeds=options.seeds,
         margin=options.margin,
         metric=options.metric,
+        tune=dict(map(_knob, options.tune or [])),
     )
+
+
+def _knob(text: str) -> tuple[str, list[Any]]:
+    """A knob and its values, from ``lr=0.001,0.01``."""
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--tune takes name=value,value, such as lr=0.001,0.01, got {text!r}")
+    return name, [_value(value) for value in values.split(",")]
 
 
 def _task(options: argparse.Namespace) -> Any:
@@ -270,6 +279,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--metric", help="what is compared: accuracy or loss (default: the task's)")
     command.add_argument("--design", help="add_one (the default) or leave_one_out")
     command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
+    command.add_argument(
+        "--tune", action="append", metavar="NAME=A,B", help="let each arm choose, such as lr=0.001,0.003,0.01"
+    )
     command.add_argument("--plan", metavar="TIME", help="train three runs only, and say what fits into '10 min'")
     command.add_argument("--retry", action="store_true", help="make runs again that are stored as errors")
     command.add_argument("--out", metavar="DIR", help="folder for runs and report (default: the user's cache)")

@@ -179,7 +179,7 @@ def test_without_a_test_set_the_winner_is_confirmed_on_fresh_seeds_alone(write: 
     study = Study(write(CURVE), arms, seeds=2)
     helps: Any = SimpleNamespace(verdict="helps", arm="long", control="short", inference=SimpleNamespace(mean=1.0))
 
-    confirmed = study.confirm(cast(Any, SimpleNamespace(comparisons=[helps])), executor=here)
+    confirmed = study.confirm(cast(Any, SimpleNamespace(comparisons=[helps], arms=study.arms)), executor=here)
 
     assert confirmed is not None
     assert words.confirmation(confirmed)[0].startswith("On fresh seeds: long ")

@@ -60,6 +60,26 @@ def _against(comparison: Comparison) -> str:
     return comparison.arm if comparison.control == BASELINE else f"{comparison.arm}\nnext to {comparison.control}"
 
 
+def trials(outcome: Outcome) -> Figure:
+    """Draw what each arm reached at every setting that was tried, a line for each; a ring marks the one it got."""
+    tuning = outcome.tuning
+    assert tuning is not None
+    figure = _figure(7.5, 4.0)
+    axes = figure.subplots()
+    names = ["\n".join(f"{knob}={value}" for knob, value in setting.items()) for setting in tuning.settings]
+    for number, (arm, scores) in enumerate(tuning.scores.items()):
+        color = "black" if arm == BASELINE else f"C{number % 10}"
+        axes.plot(names, list(scores), color=color, label=arm, marker=".", linewidth=2.5 if arm == BASELINE else 1.2)
+        best = tuning.settings.index(tuning.chosen(arm))
+        axes.plot([names[best]], [scores[best]], "o", color=color, markerfacecolor="none", markersize=11)
+    axes.set_ylabel(f"validation {outcome.metric.label_and_unit}")
+    if not outcome.metric.higher_is_better:
+        axes.invert_yaxis()
+    figure.legend(loc="outside right upper", frameon=False)
+    _clean(axes)
+    return figure
+
+
 def curves(outcome: Outcome, quantity: str = "loss") -> Figure:
     """Draw the curves of all arms: a thin line for each seed, the mean thick, the control's mean in gray."""
     columns = 2 if len(outcome.arms) in (2, 4) else 3
@@ -218,6 +238,7 @@ def alternative_texts(outcome: Outcome) -> dict[str, str]:
     costs = "; ".join(f"{each.arm} {each.time_ratio:.2f} times the control's" for each in known)
     return {
         "forest": f"Forest plot of differences in {outcome.metric.label_and_unit}: {effects}.",
+        "trials": "What each arm reached on validation at every setting that was tried.",
         "curves": f"Training and validation loss by epoch: {len(outcome.arms)} panels, one for each arm.",
         "cost": f"Scatter plot of effect against time of an epoch: {costs}.",
         "losses": "Training and validation loss of the baseline on the first seed.",

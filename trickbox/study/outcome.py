@@ -17,6 +17,7 @@ from trickbox.study.looks import Looks
 from trickbox.study.stats import Array
 from trickbox.study.store import Outcome as Result
 from trickbox.study.task import Metric, Task
+from trickbox.study.tuning import Tuning
 from trickbox.study.verdicts import Inference, Verdict, infer
 
 
@@ -112,6 +113,8 @@ class Outcome:
     versions: Mapping[str, str]
     final: bool = False
     """Whether the test set was read, or the set on which arms are compared."""
+    tuning: Tuning | None = None
+    """The trials by which each arm's own setting was chosen, where there were any."""
 
     def runs(self, arm: str) -> list[Result]:
         """The results of an arm, in the order of the seeds. Raises `ConfigError` for an unknown arm."""
@@ -241,6 +244,7 @@ def raw(outcome: Outcome) -> dict[str, Any]:
         "margin": outcome.margin,
         "seeds": list(outcome.seeds),
         "looks": outcome.looks.count,
+        "tuning": _trials(outcome.tuning),
         "comparisons": [
             {
                 "arm": each.arm,
@@ -257,3 +261,10 @@ def raw(outcome: Outcome) -> dict[str, Any]:
         ],
     }
     return {**facts, "versions": dict(outcome.versions), "runs": runs}
+
+
+def _trials(tuning: Tuning | None) -> dict[str, Any] | None:
+    if tuning is None:
+        return None
+    chosen = {arm: dict(tuning.chosen(arm)) for arm in tuning.scores}
+    return {"settings": list(map(dict, tuning.settings)), "scores": dict(tuning.scores), "chosen": chosen}

@@ -88,6 +88,7 @@ def _pictures(outcome: Outcome) -> list[str]:
         lesson.append(_image(grid, texts["examples"]))
     return [
         _section("Effects", _image(figures.forest(outcome), texts["forest"]) + _comparisons(outcome)),
+        _section("At every setting", _image(figures.trials(outcome), texts["trials"])) if outcome.tuning else "",
         _section("Curves", _image(figures.curves(outcome), texts["curves"])),
         _section("Cost and benefit", _image(figures.cost(outcome), texts["cost"])),
         _section("The baseline, seen closely", "".join(lesson)) if lesson else "",
@@ -157,11 +158,21 @@ def methods(outcome: Outcome) -> list[str]:
         *_inference(outcome),
         "The effect that four of five such studies would call is computed from the spread that was observed.",
         "A run that does no better than the best constant answer counts as failed, like one that diverged.",
-        "Untuned: one learning rate and one setting for all arms; another rate may turn an effect around.",
+        _fairness(outcome),
         "Time is the median epoch without validation, on processes of one thread each; processes that run side by "
         "side slow each other down, so that small ratios mean little: the placebo's shows how little.",
         f"Versions: {versions}. Seeds: {', '.join(map(str, outcome.seeds))}.",
     ]
+
+
+def _fairness(outcome: Outcome) -> str:
+    tuning = outcome.tuning
+    if tuning is None:
+        return "Untuned: one learning rate and one setting for all arms; another rate may turn an effect around."
+    return (
+        f"Tuned: each arm that sets none of these itself was tried at all of {len(tuning.settings)} settings on "
+        f"{tuning.seeds} seeds of their own, and compared at its best by validation."
+    )
 
 
 def _samples(outcome: Outcome) -> str:

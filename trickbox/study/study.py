@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import attrs
 import numpy as np
@@ -21,10 +21,22 @@ from trickbox.study.outcome import Outcome
 from trickbox.study.planning import PILOT, Plan, seconds_of
 from trickbox.study.spec import Spec, part_of_task, plan, versions
 from trickbox.study.store import MemoryStore, Store, open_store
+from trickbox.study.store import Outcome as Result
 from trickbox.study.task import METRICS, Metric, Task
+from trickbox.study.tuning import Tuning, settings_of, tuned
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+class How(TypedDict, total=False):
+    """How runs are made; see `Study.run`."""
+
+    workers: int | None
+    store: Store | str | os.PathLike[str] | None
+    progress: bool
+    executor: Executor | None
+    retry: bool
 
 
 class Study:
@@ -33,10 +45,12 @@ class Study:
     task     a name, ``Waveforms(noise=0.3)``, or anything like `Task`
     tricks   tricks in any spelling, ``(alias, trick)`` pairs, or whole `Arm` objects
     design   ``"add_one"`` or ``"leave_one_out"``
-    seeds    how many (0, 1, ...) or which; below 6 every verdict rests on normality, 10 is a fair start
+    seeds    how many (0, 1, ...) or which; below 6 nothing is decided, 10 is a fair start
     margin   the smallest effect that you care about, in the metric's unit: declare it before you look. Left out it is
              the metric's own (1 point of accuracy), and reports say that it is a default
     metric   a name such as ``"loss"`` or a `Metric`; default: the task's
+    tune     fields of the task and the values that each arm may choose from, such as ``{"lr": [0.001, 0.003, 0.01]}``:
+             all arms have the same trials, on seeds of their own, and are compared at their own best
     device   where workers train
 
     Raises `ConfigError` for whatever cannot work, before anything is trained.
@@ -51,6 +65,7 @@ class Study:
         seeds: int | Sequence[int] = 10,
         margin: float | None = None,
         metric: str | Metric | None = None,
+        tune: Mapping[str, Sequence[Any]] | None = None,
         device: str = "cpu",
     ) -> None:
         if design not in designs.DESIGNS:
@@ -68,17 +83,13 @@ class Study:
         designs.check(self.arms)
         self.device = device
         self.specs = plan(self.task, self.arms, self.seeds, device)
+        self.settings = settings_of(tune) if tune else ()
+        if self.settings:
+            plan(self.task, [designs.Arm("trial", control=None, overrides=self.settings[0])], [0])
         self._memory = MemoryStore()
 
-    def run(
-        self,
-        workers: int | None = None,
-        store: Store | str | os.PathLike[str] | None = None,
-        progress: bool = True,
-        executor: Executor | None = None,
-        retry: bool = False,
-    ) -> Findings:
-        """Train what *store* does not hold yet and return the outcome; the same numbers for any number of *workers*.
+    def run(self, **how: Unpack[How]) -> Findings:
+        """Train what the store does not hold yet and return the outcome; the same numbers for any number of workers.
 
         workers   processes of one thread each (default: one per core); with 1, times are those of an idle machine
         store     a folder, or `None` for this object's memory
@@ -89,24 +100,34 @@ class Study:
         The test set is not read: see `confirm`. Ctrl-C keeps every finished run in the store. In a script, call it
         under ``if __name__ == "__main__":``.
         """
-        return self._found(self.arms, self.seeds, False, workers, store, progress, executor, retry)
+        tuning = self._tuned(how) if self.settings else None
+        arms = tuning.applied(self.arms) if tuning else self.arms
+        return self._found(arms, self.seeds, False, tuning, how)
 
-    def plan(
-        self,
-        budget: str | float,
-        workers: int | None = None,
-        store: Store | str | os.PathLike[str] | None = None,
-        executor: Executor | None = None,
-    ) -> Plan:
+    def confirm(self, found: Outcome, **how: Unpack[How]) -> Findings | None:
+        """Train the best arm that helps, and its control, on as many fresh seeds, and measure both on the test set.
+
+        *found* is what `run` gave, the others are as there. The best of many looks better than it is; on seeds that had
+        no part in the choice it does not. None, and the test set stays unread, where no arm helps.
+        """
+        helping = [each for each in found.comparisons if each.verdict == "helps"]
+        if not helping:
+            return None
+        best = max(helping, key=lambda each: each.inference.mean)
+        by_name = {arm.name: arm for arm in found.arms}
+        pair = (attrs.evolve(by_name[best.control], control=None), by_name[best.arm])
+        fresh = tuple(range(max(self.seeds) + 1, max(self.seeds) + 1 + len(self.seeds)))
+        return self._found(pair, fresh, True, None, how)
+
+    def plan(self, budget: str | float, **how: Unpack[How]) -> Plan:
         """Say how many seeds fit into *budget*, such as ``"10 min"``, and how small an effect they would show.
 
-        Trains a few runs of the first arm, the baseline, of which *store* keeps the results. Raises `ConfigError` for
+        Trains a few runs of the first arm, the baseline, of which the store keeps the results. Raises `ConfigError` for
         what is no time, or where these runs fail.
         """
-        seconds, kept = seconds_of(budget), self._memory if store is None else open_store(store)
+        seconds = seconds_of(budget)
         pilot = plan(self.task, self.arms[:1], range(PILOT), self.device)
-        with _progress(f"{self.task.name}, pilot", len(pilot), shown=True) as bar:
-            found = runner.execute(pilot, kept, workers=workers, executor=executor, on_done=lambda *_: bar.update())
+        found = self._trained(pilot, f"{self.task.name}, pilot", how)
         runs = [found[spec.key] for spec in pilot]
         if bad := [run["message"] for run in runs if run["status"] != "ok"]:
             raise ConfigError(f"study: the baseline fails: {bad[0]}")
@@ -116,51 +137,24 @@ class Study:
             deviation=self.metric.scale * stats.spread([run["metrics"][self.metric.name] for run in runs]),
             runs=len({spec.key for spec in self.specs}) // len(self.seeds),
             comparisons=sum(arm.control is not None and arm.name != designs.PLACEBO for arm in self.arms),
-            workers=workers or runner.cores(),
+            workers=how.get("workers") or runner.cores(),
             budget=seconds,
         )
 
-    def confirm(
-        self,
-        found: Outcome,
-        workers: int | None = None,
-        store: Store | str | os.PathLike[str] | None = None,
-        progress: bool = True,
-        executor: Executor | None = None,
-        retry: bool = False,
-    ) -> Findings | None:
-        """Train the best arm that helps, and its control, on as many fresh seeds, and measure both on the test set.
-
-        *found* is what `run` gave. The best of many looks better than it is; on seeds that had no part in the choice
-        it does not. None, and the test set stays unread, where no arm helps.
-        """
-        helping = [each for each in found.comparisons if each.verdict == "helps"]
-        if not helping:
-            return None
-        best = max(helping, key=lambda each: each.inference.mean)
-        by_name = {arm.name: arm for arm in self.arms}
-        pair = (attrs.evolve(by_name[best.control], control=None), by_name[best.arm])
-        fresh = tuple(range(max(self.seeds) + 1, max(self.seeds) + 1 + len(self.seeds)))
-        return self._found(pair, fresh, True, workers, store, progress, executor, retry)
+    def _tuned(self, how: How) -> Tuning:
+        return tuned(
+            self.arms,
+            self.settings,
+            self.metric,
+            plan=lambda arms, seeds: plan(self.task, arms, seeds, self.device),
+            train=lambda specs: self._trained(specs, f"{self.task.name}, trials", how),
+        )
 
     def _found(
-        self,
-        arms: tuple[designs.Arm, ...],
-        seeds: tuple[int, ...],
-        final: bool,
-        workers: int | None,
-        store: Store | str | os.PathLike[str] | None,
-        progress: bool,
-        executor: Executor | None,
-        retry: bool,
+        self, arms: tuple[designs.Arm, ...], seeds: tuple[int, ...], final: bool, tuning: Tuning | None, how: How
     ) -> Findings:
-        runner.check_executor(workers, executor)
-        kept = self._memory if store is None else open_store(store)
         specs = plan(self.task, arms, seeds, self.device, final)
-        with _progress(self.task.name, len({spec.key for spec in specs}), progress) as bar:
-            found = runner.execute(
-                specs, kept, workers=workers, executor=executor, on_done=lambda *_: bar.update(), retry=retry
-            )
+        found = self._trained(specs, self.task.name, how)
         return Findings(
             task=self.task,
             design=self.design,
@@ -170,10 +164,28 @@ class Study:
             margin=self.margin,
             margin_is_default=self.margin_is_default,
             results={(spec.arm, spec.seed): found[spec.key] for spec in specs},
-            looks=Looks(kept.look(self._plan(arms, specs, final))),
+            looks=Looks(self._store(how).look(self._plan(arms, specs, final))),
             versions=versions(),
             final=final,
+            tuning=tuning,
         )
+
+    def _store(self, how: How) -> Store:
+        place = how.get("store")
+        return self._memory if place is None else open_store(place)
+
+    def _trained(self, specs: list[Spec], name: str, how: How) -> dict[str, Result]:
+        """The results of *specs* by key."""
+        runner.check_executor(how.get("workers"), how.get("executor"))
+        with _progress(name, len({spec.key for spec in specs}), how.get("progress", True)) as bar:
+            return runner.execute(
+                specs,
+                self._store(how),
+                workers=how.get("workers"),
+                executor=how.get("executor"),
+                on_done=lambda *_: bar.update(),
+                retry=how.get("retry", False),
+            )
 
     def _plan(self, arms: tuple[designs.Arm, ...], specs: Sequence[Spec], final: bool) -> dict[str, Any]:
         """What is asked by a look, for those who look later."""

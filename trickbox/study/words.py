@@ -256,6 +256,8 @@ def title(outcome: Outcome) -> str:
         said.append(f"CHANGED after a look with {earlier}")
     if looks.are_sequential:
         said.append("seeds added after a look")
+    if outcome.tuning is not None:
+        said.append(f"each arm at its best of {len(outcome.tuning.settings)} settings")
     return ", ".join(said)
 
 
@@ -271,7 +273,19 @@ def legend(outcome: Outcome) -> list[str]:
         said.append("most runs do no better than guessing: the task is too hard for this training, or too short")
     failed = {arm.name: sum(outcome.status(run) != "ok" for run in outcome.runs(arm.name)) for arm in outcome.arms}
     said += [f"{name}: {count} of {len(outcome.seeds)} runs failed" for name, count in failed.items() if count]
-    return said + [note for comparison in outcome.comparisons for note in notes(comparison)]
+    return [*said, *_chosen(outcome), *(note for each in outcome.comparisons for note in notes(each))]
+
+
+def _chosen(outcome: Outcome) -> list[str]:
+    """Say which setting each arm got, and where a better one may lie beyond the last; or that none was chosen."""
+    tuning = outcome.tuning
+    if tuning is None:
+        untuned = "untuned: one setting of the task for all arms; another rate may turn an effect around"
+        return [] if outcome.final else [untuned]
+    chosen = [f"{arm} {', '.join(f'{k}={v}' for k, v in tuning.chosen(arm).items())}" for arm in tuning.scores]
+    edges = [arm for arm in tuning.scores if tuning.at_edge(arm)]
+    beyond = f"at the edge of what was tried, so a better one may lie beyond: {', '.join(edges)}"
+    return [f"chosen on {tuning.seeds} seeds of their own: {'; '.join(chosen)}", *[beyond] * bool(edges)]
 
 
 def _short(name: str) -> str:

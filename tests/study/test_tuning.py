@@ -1,0 +1,94 @@
+"""Every arm gets the same trials and is compared at its own best, chosen on seeds and a set of their own."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from trickbox.errors import ConfigError
+from trickbox.study import Arm, Study
+from trickbox.study.outcome import raw
+from trickbox.study.report import methods
+from trickbox.study.tuning import Tuning, settings_of
+from trickbox.tasks.waveforms import Waveforms
+
+SMALL = Waveforms(samples=150, max_epochs=3, fresh_samples=120)
+RATES = {"lr": [1e-5, 0.01, 0.02]}
+LRS = settings_of(RATES)
+
+
+def test_all_arms_get_the_same_trials_on_seeds_of_their_own(here: Any) -> None:
+    found = Study(SMALL, ["dropout"], seeds=2, tune=RATES).run(executor=here)
+
+    assert found.tuning is not None
+    assert found.tuning.scores.keys() == {"baseline", "dropout"}
+    assert all(len(scores) == 3 for scores in found.tuning.scores.values())
+    assert here.count == 2 * 3 * 3 + 2 * 3
+    by_name = {arm.name: arm.overrides for arm in found.arms}
+    assert by_name["baseline"]["lr"] in (0.01, 0.02)
+    assert by_name["placebo"] == by_name["baseline"]
+    assert found.comparisons[0].is_identical
+    assert raw(found)["tuning"]["chosen"]["baseline"] == by_name["baseline"]
+    assert "each arm at its best of 3 settings" in found.table()
+    assert "Tuned: each arm" in " ".join(methods(found))
+
+
+def test_the_best_is_that_of_validation_and_a_failed_trial_is_none() -> None:
+    scores = {"a": [50.0, 70.0, 60.0], "b": [math.nan, 1.0, 2.0], "c": [math.nan] * 3}
+    accuracy, loss = (Tuning(LRS, scores, higher_is_better=higher) for higher in (True, False))
+
+    assert [accuracy.chosen(arm)["lr"] for arm in scores] == [0.01, 0.02, 1e-5]
+    assert [loss.chosen(arm)["lr"] for arm in scores] == [1e-5, 0.01, 1e-5]
+    assert [accuracy.at_edge(arm) for arm in scores] == [False, True, True]
+
+
+def test_an_arm_that_sets_a_knob_itself_keeps_it(here: Any) -> None:
+    arms = [Arm("fixed", overrides={"lr": 0.005})]
+    found = Study(SMALL, arms, seeds=2, tune={"lr": [0.01, 0.02]}).run(executor=here)
+
+    assert found.tuning is not None
+    assert found.tuning.scores.keys() == {"baseline"}
+    assert next(arm for arm in found.arms if arm.name == "fixed").overrides == {"lr": 0.005}
+
+
+def test_where_nothing_was_tuned_the_table_says_so(here: Any) -> None:
+    table = Study(SMALL, ["dropout"], seeds=2).run(executor=here).table()
+
+    assert "untuned: one setting of the task for all arms" in table
+
+
+def test_the_report_shows_all_settings(here: Any, tmp_path: Any) -> None:
+    found = Study(SMALL, ["dropout"], seeds=2, tune=RATES).run(executor=here)
+
+    html = found.save(tmp_path / "report.html").read_text()
+
+    assert "At every setting" in html
+    assert "What each arm reached on validation at every setting" in html
+
+
+def test_the_winner_is_confirmed_at_its_own_setting(here: Any) -> None:
+    study = Study(SMALL, ["dropout"], seeds=2, tune=RATES)
+    found = study.run(executor=here)
+    helps = SimpleNamespace(verdict="helps", arm="dropout", control="baseline", inference=SimpleNamespace(mean=1.0))
+
+    confirmed = study.confirm(cast(Any, SimpleNamespace(comparisons=[helps], arms=found.arms)), executor=here)
+
+    assert confirmed is not None
+    chosen = {arm.name: dict(arm.overrides) for arm in found.arms if arm.name != "placebo"}
+    assert {arm.name: dict(arm.overrides) for arm in confirmed.arms} == chosen
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"lr": [0.1]}, "tune: lr needs several values"),
+        ({"lr": "fast"}, "tune: lr needs several values, got 'fast'"),
+        ({"rate": [1, 2]}, "overrides 'rate', which waveforms does not have"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_training(tune: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Study(SMALL, tune=tune)
