@@ -1,4 +1,4 @@
-"""Every arm gets the same trials and is compared at its own best, chosen on seeds and a set of their own."""
+"""Every arm gets the same trials and is compared at its own best, chosen on seeds of their own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_all_arms_get_the_same_trials_on_seeds_of_their_own(here: Any) -> None:
     assert "Tuned: each arm" in " ".join(methods(found))
 
 
-def test_the_best_is_that_of_validation_and_a_failed_trial_is_none() -> None:
+def test_the_best_is_chosen_and_a_failed_trial_is_none() -> None:
     scores = {"a": [50.0, 70.0, 60.0], "b": [math.nan, 1.0, 2.0], "c": [math.nan] * 3}
     accuracy, loss = (Tuning(LRS, scores, higher_is_better=higher) for higher in (True, False))
 
@@ -66,7 +66,7 @@ def test_the_report_shows_all_settings(here: Any, tmp_path: Any) -> None:
     html = found.save(tmp_path / "report.html").read_text()
 
     assert "At every setting" in html
-    assert "What each arm reached on validation at every setting" in html
+    assert "What each arm reached at every setting" in html
 
 
 def test_the_winner_is_confirmed_at_its_own_setting(here: Any) -> None:

@@ -72,7 +72,7 @@ def trials(outcome: Outcome) -> Figure:
         axes.plot(names, list(scores), color=color, label=arm, marker=".", linewidth=2.5 if arm == BASELINE else 1.2)
         best = tuning.settings.index(tuning.chosen(arm))
         axes.plot([names[best]], [scores[best]], "o", color=color, markerfacecolor="none", markersize=11)
-    axes.set_ylabel(f"validation {outcome.metric.label_and_unit}")
+    axes.set_ylabel(outcome.metric.label_and_unit)
     if not outcome.metric.higher_is_better:
         axes.invert_yaxis()
     figure.legend(loc="outside right upper", frameon=False)
@@ -238,7 +238,7 @@ def alternative_texts(outcome: Outcome) -> dict[str, str]:
     costs = "; ".join(f"{each.arm} {each.time_ratio:.2f} times the control's" for each in known)
     return {
         "forest": f"Forest plot of differences in {outcome.metric.label_and_unit}: {effects}.",
-        "trials": "What each arm reached on validation at every setting that was tried.",
+        "trials": "What each arm reached at every setting that was tried.",
         "curves": f"Training and validation loss by epoch: {len(outcome.arms)} panels, one for each arm.",
         "cost": f"Scatter plot of effect against time of an epoch: {costs}.",
         "losses": "Training and validation loss of the baseline on the first seed.",

@@ -171,7 +171,7 @@ def _fairness(outcome: Outcome) -> str:
         return "Untuned: one learning rate and one setting for all arms; another rate may turn an effect around."
     return (
         f"Tuned: each arm that sets none of these itself was tried at all of {len(tuning.settings)} settings on "
-        f"{tuning.seeds} seeds of their own, and compared at its best by validation."
+        f"{tuning.seeds} seeds of their own, and compared at its best."
     )
 
 

@@ -1,8 +1,8 @@
 """Fair arms: every arm, the baseline included, at the setting of the task that suits it best of the same few.
 
-Which way a trick works may depend on the learning rate: on the lesson's task batch norm hurts at small rates and helps
-at large ones. So each arm gets the same trials, on seeds of their own, and the best by validation is used for the
-comparison. The rate is a nuisance parameter, as the tuning playbook calls it (Godbole et al. 2023).
+Which way a trick works may depend on the learning rate: on the lesson's task batch norm hurts at small rates and saves
+runs at large ones. So each arm gets the same trials, on seeds of their own, and its best is used for the comparison. The
+rate is a nuisance parameter, as the tuning playbook calls it (Godbole et al. 2023).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Setting = Mapping[str, Any]
 class Tuning:
     """What the trials of a study found: for each arm the score of every setting, and which was chosen.
 
-    Scores are means over the seeds of the trials, in the metric's unit, on the set that training watches; nan where a
-    trial failed. An arm that sets a knob itself has no trials.
+    Scores are means over the seeds of the trials, in the metric's unit, on the set on which arms are compared; nan
+    where a trial failed. An arm that sets a knob itself has no trials.
     """
 
     settings: tuple[Setting, ...]
@@ -106,4 +106,4 @@ def tuned(
 
 
 def _score(run: Result, metric: Metric) -> float:
-    return float(run["metrics"][f"val_{metric.name}"]) if run["status"] == "ok" else math.nan
+    return float(run["metrics"][metric.name]) if run["status"] == "ok" else math.nan
