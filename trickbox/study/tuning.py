@@ -1,8 +1,8 @@
 """Fair arms: every arm, the baseline included, at the setting of the task that suits it best of the same few.
 
 Which way a trick works may depend on the learning rate: on the lesson's task batch norm hurts at small rates and saves
-runs at large ones. So each arm gets the same trials, on seeds of their own, and its best is used for the comparison. The
-rate is a nuisance parameter, as the tuning playbook calls it (Godbole et al. 2023).
+runs at large ones. So each arm gets the same trials, on seeds of their own, and its best is used for the comparison.
+The rate is a nuisance parameter, as the tuning playbook calls it (Godbole et al. 2023).
 """
 
 from __future__ import annotations

@@ -336,7 +336,7 @@ def run_before(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def run_after(host: nn.Module, *passed: Any) -> Any:
     """Forward hook of every host."""
     # Starred arguments, because dynamo looks into named ones, and warns of outputs that require gradients.
-    return host._modules[CHILD].after(*passed)  # type: ignore[union-attr, operator]
+    return cast(Attachments, host._modules[CHILD]).after(*passed)
 
 
 def run_inside(host: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -88,8 +88,7 @@ class Draws:
             )
             return drawn
         time, count = numbered(self, self._next)
-        generator = _generator(like.device).manual_seed(mixed(self.key, time, count))
-        return like.new_empty(shape).bernoulli_(p, generator=generator)
+        return _bernoulli(shape, p, mixed(self.key, time, count), like.dtype, like.device)
 
     def _next(self) -> tuple[int, int]:
         """The time and the number of the next call at this time."""
@@ -101,7 +100,7 @@ class Draws:
 
 
 def _torch_seed() -> int:
-    return torch.default_generator.initial_seed() % (1 << 40)
+    return torch.initial_seed() % (1 << 40)
 
 
 def mixed(key: int, time: int, count: int) -> int:
