@@ -15,7 +15,8 @@ ORDER = """
     errors files streams nest monitor ranks history
     surgery.recompute surgery.draws surgery.inside surgery.attach surgery.tape surgery.sites surgery.flow
     surgery.anatomy surgery.depths surgery.attention surgery.branches
-    surgery.places surgery.ledger surgery.edits surgery.trial surgery.norms surgery.bake surgery.table surgery.picture surgery
+    surgery.places surgery.ledger surgery.edits surgery.trial surgery.norms surgery.bake surgery.table surgery.picture
+    surgery
     state hooks trick steps data metrics targets optimization catalog box checks run phases session loops saving engine
     adapters adapters.lightning adapters.transformers
     study.task study.guess study.own tasks study tasks.waveforms tasks.source tasks.lesson testing cli

@@ -12,11 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import trickbox as tb
 from trickbox.authoring import derive, forked, hookimpl, trick
-from trickbox.data import EVALUATION_BATCHES, KeptGenerators, _whole_batches, as_source, length
+from trickbox.data import (
+    CHECKED_AT_ONCE,
+    EVALUATION_BATCHES,
+    KeptGenerators,
+    _whole_batches,
+    as_source,
+    check_finite,
+    length,
+)
 
 CPU = torch.device("cpu")
 
@@ -442,3 +451,76 @@ class Subclass(TensorDataset):
 )
 def test_any_other_loader_is_asked_itself(loader):
     assert _whole_batches(loader) is None
+
+
+# -- NaN and infinity --------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.sampled_from([(1, 1), (7, 2), (8, 4), (9, 2, 3), (40, 1), (5, 64)]),
+    cells=st.lists(st.integers(0, 10**4), min_size=1, max_size=6),
+    value=st.sampled_from([math.nan, math.inf, -math.inf]),
+    at_once=st.sampled_from([1, 16, 40, 10**6]),
+)
+def test_samples_that_are_not_finite_are_counted_across_the_borders_of_what_is_checked_at_once(
+    shape, cells, value, at_once
+):
+    inputs = torch.zeros(shape)
+    for cell in cells:
+        inputs.view(-1)[cell % inputs.numel()] = value
+    bad = len({cell % inputs.numel() // inputs[0].numel() for cell in cells})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trickbox.data.CHECKED_AT_ONCE", at_once)
+        with pytest.raises(tb.DataError, match=f"^train: {bad} samples of the inputs hold NaN or infinity; clean"):
+            check_finite("train", inputs, torch.zeros(len(inputs)))
+        check_finite("train", torch.nan_to_num(inputs), torch.zeros(len(inputs)))
+
+
+FINITE = {
+    "no axis": torch.tensor(1.0),
+    "no sample": torch.zeros(0),
+    "no sample of three": torch.zeros(0, 3),
+    "samples of nothing": torch.zeros(3, 0, 2),
+    "integers": torch.arange(3),
+    "booleans": torch.ones(3, 2, dtype=torch.bool),
+    "complex numbers": torch.full((3, 2), complex(math.nan, 0)),
+    "bfloat16": torch.full((3, 2), 3e38, dtype=torch.bfloat16),
+    "turned": torch.zeros(2, 3).t(),
+    "repeated": torch.zeros(1, 3).expand(5, 3),
+}
+
+
+@pytest.mark.parametrize("kind", FINITE)
+def test_data_that_holds_no_infinity_or_cannot_passes_the_check(kind):
+    check_finite("train", FINITE[kind], {"one": FINITE[kind]})
+
+
+@pytest.mark.parametrize("kind", ["no axis", "bfloat16", "turned"])
+def test_infinity_is_found_in_every_kind_of_floats(kind):
+    count = "some" if kind == "no axis" else "3"
+    with pytest.raises(tb.DataError, match=f"{count} samples of the targets hold NaN"):
+        check_finite("train", torch.zeros(3), torch.full_like(FINITE[kind], math.inf))
+
+
+class Made(TorchDispatchMode):
+    """The bytes of the largest tensor that is made, and how often the program waits to read one."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = self.read = 0
+
+    def __torch_dispatch__(self, function, types, args=(), named=None):
+        result = function(*args, **(named or {}))
+        self.read += function is torch.ops.aten._local_scalar_dense.default
+        if isinstance(result, torch.Tensor) and not function.is_view:
+            self.largest = max(self.largest, result.nbytes)
+        return result
+
+
+def test_the_check_of_large_data_makes_no_large_tensor_and_reads_one_number():
+    inputs, targets = torch.zeros(2**11, 2**13), torch.zeros(2**11)
+    with Made() as made:
+        check_finite("train", inputs, targets)
+    assert made.largest <= CHECKED_AT_ONCE <= inputs.nbytes / 4
+    assert made.read == 2

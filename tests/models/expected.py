@@ -81,8 +81,8 @@ mlp
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after {0,2}
@@ -96,8 +96,8 @@ mlp_functional
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after fc{1,2}
@@ -111,8 +111,8 @@ mlp_dropout
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after {0,3}
@@ -126,7 +126,7 @@ cnn_1d
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
+    convert_norm            refused: it has no norms
     instance_norm           after {0,3}
     weight_standardization  replaces {0,3}
     squeeze_excite          after 0  # behind 3 the net pools to one value a channel
@@ -141,7 +141,7 @@ cnn_2d
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
+    convert_norm            refused: it has no norms
     instance_norm           after conv{1,2}
     weight_standardization  replaces conv{1,2}
     squeeze_excite          after conv{1,2}  # fc1 reads all positions
@@ -150,7 +150,7 @@ cnn_2d
 vgg_batch_norm
     dropout     after features.{1,5,8} replaces classifier.{2,5}
     residual    around features.4..features.5 features.7..features.8 classifier.3
-    batch_norm  refused: already
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces features.{1,5,8}
     group_norm  replaces features.{1,5,8}
     initialize  features.{0,4,7}.weight classifier.{0,3,6}.weight
@@ -167,23 +167,23 @@ vgg_batch_norm
 
 autoencoder
     dropout     after encoder.{0,2} decoder.0
-    residual    refused: fits
+    residual    refused: (4, 12) in and (4, 4) out
     norms       after encoder.{0,2} decoder.0
     initialize  encoder.{0,2}.weight decoder.{0,2}.weight
     freeze      encoder decoder.0
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after encoder.{0,2} decoder.0
 
 generator
     dropout     after main.{1,4}
-    residual    refused: fits  # channels get fewer everywhere
-    batch_norm  refused: already
+    residual    refused: (4, 16, 4, 4) in and (4, 8, 8, 8) out  # channels get fewer everywhere
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces main.{1,4}
     group_norm  replaces main.{1,4}
     initialize  main.{0,3,6}.weight
@@ -194,24 +194,24 @@ generator
     attention_dropout       refused: attention
     convert_norm            replaces main.{1,4}
     instance_norm           replaces main.{1,4}
-    weight_standardization  refused: ConvTranspose2d
+    weight_standardization  refused: it is a ConvTranspose2d, and only torch's convolutions, not transposed
     squeeze_excite          after main.{1,4}  # each transposed convolution is a stage
-    lora                    refused: transposed
+    lora                    refused: it is a transposed convolution
 
 spectral_norm
     dropout     after {0,2}
     residual    around 2
     norms       after {0,2}
-    initialize  refused: parametri
+    initialize  refused: its weight is computed from other parameters (parametrized)
     freeze      {0,2}
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
+    convert_norm            refused: it has no norms
     instance_norm           after {0,2}
-    weight_standardization  refused: parametri
+    weight_standardization  refused: its weight is computed from other parameters (parametrized)
     squeeze_excite          after {0,2}
-    lora                    refused: computed
+    lora                    refused: its weight is computed, so nothing can be added to it
 
 lazy
     dropout     after {0,2,5}
@@ -222,7 +222,7 @@ lazy
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
+    convert_norm            refused: it has no norms
     instance_norm           after {0,2}
     weight_standardization  replaces {0,2}
     squeeze_excite          after {0,2}
@@ -237,7 +237,7 @@ functional_weights  # the model is its only module, and so its own head
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
+    convert_norm            refused: it has no norms
     instance_norm           refused: weight layer
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
@@ -247,8 +247,8 @@ functional_weights  # the model is its only module, and so its own head
 
 resnet
     dropout     before fc
-    residual    refused: has residual connections
-    batch_norm  refused: already
+    residual    refused: it has residual connections already, in 4 blocks from layer1.0 on
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     group_norm  replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     initialize  conv1.weight layer{1,2}.{0,1}.conv{1,2}.weight layer2.0.downsample.0.weight fc.weight
@@ -265,8 +265,8 @@ resnet
 
 resnet_bottleneck
     dropout     before fc
-    residual    refused: has residual connections
-    batch_norm  refused: already
+    residual    refused: it has residual connections already, in 4 blocks from layer1.0 on
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces bn1 layer{1,2}.{0,1}.bn{1,2,3} layer2.0.downsample.1
     group_norm  replaces bn1 layer{1,2}.{0,1}.bn{1,2,3} layer2.0.downsample.1
     initialize  conv1.weight layer{1,2}.{0,1}.conv{1,2,3}.weight layer2.0.downsample.0.weight fc.weight
@@ -284,8 +284,8 @@ resnet_bottleneck
 # The gate belongs to the branch: a factor in front of it would change what it sees.
 resnet_squeeze
     dropout     before fc
-    residual    refused: has residual connections
-    batch_norm  refused: already
+    residual    refused: it has residual connections already, in 4 blocks from layer1.0 on
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     group_norm  replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     initialize  conv1.weight layer{1,2}.{0,1}.conv{1,2}.weight layer{1,2}.{0,1}.se.fc.{0,2}.weight
@@ -298,14 +298,14 @@ resnet_squeeze
     convert_norm            replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     instance_norm           replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1  # se then sees shifts alone
     weight_standardization  replaces conv1 layer{1,2}.{0,1}.conv{1,2} layer2.0.downsample.0
-    squeeze_excite          refused: gates
+    squeeze_excite          refused: its blocks have gates of their own already, such as layer1.0.se.fc.2
     lora                    after layer{1,2}.{0,1}.conv{1,2} layer{1,2}.{0,1}.se.fc.{0,2}
 
 # Norms behind an add keep their kind: only those directly behind a convolution are exchanged, the stem's among them.
 resnet_preactivation
     dropout     before linear
-    residual    refused: has residual connections
-    batch_norm  refused: already
+    residual    refused: it has residual connections already, in 4 blocks from layer1.0 on
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces layer1.0.bn1 layer{1,2}.{0,1}.bn2
     group_norm  replaces layer1.0.bn1 layer{1,2}.{0,1}.bn2
     initialize  conv1.weight layer{1,2}.{0,1}.conv{1,2}.weight layer2.0.shortcut.0.weight linear.weight
@@ -322,8 +322,8 @@ resnet_preactivation
 
 wide_resnet
     dropout     before linear  # the dropouts between the convolutions are the model's own affair
-    residual    refused: has residual connections
-    batch_norm  refused: already
+    residual    refused: it has residual connections already, in 4 blocks from layer1.0 on
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces layer1.0.bn1 layer{1,2}.{0,1}.bn2
     group_norm  replaces layer1.0.bn1 layer{1,2}.{0,1}.bn2
     initialize  conv1.weight layer{1,2}.{0,1}.conv{1,2}.weight layer2.0.shortcut.0.weight linear.weight
@@ -340,14 +340,14 @@ wide_resnet
 
 resnet_plain
     dropout     before head
-    residual    refused: has residual connections
+    residual    refused: it has residual connections already, in 2 blocks from blocks.0 on
     norms       after stem blocks.{0,1}.conv{1,2}  # as He et al. 2016 do, behind the stem too
     initialize  stem.weight blocks.{0,1}.conv{1,2}.weight head.weight
     freeze      stem blocks
     branches                after blocks.{0,1}.conv2
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
+    convert_norm            refused: it has no norms
     instance_norm           after stem blocks.{0,1}.conv{1,2}
     weight_standardization  replaces stem blocks.{0,1}.conv{1,2}  # the norm that sets the scale is another trick
     squeeze_excite          after blocks.{0,1}.conv2
@@ -357,8 +357,8 @@ resnet_plain
 # A layer scale of its own, gamma, needs no second one. A scalar factor is another trick. What is added is permuted.
 convnext
     dropout     before head
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from stages.0 on
+    norms       refused: blocks have norms of their own already
     initialize  stem.0.weight stages.{0,1}.{dwconv,pwconv1,pwconv2}.weight head.weight
     freeze      stem stages norm
     stochastic_depth        before stages.{0,1}:add
@@ -366,8 +366,8 @@ convnext
     re_zero                 before stages.{0,1}:add
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: already  # that of the stem is a layer norm by descent
-    instance_norm           refused: blocks have norms
+    convert_norm            refused: it is a LayerNorm already  # that of the stem is a layer norm by descent
+    instance_norm           refused: blocks have norms of their own already
     weight_standardization  replaces stem.0 stages.{0,1}.dwconv
     squeeze_excite          before stages.{0,1}:add
     lora                    after stages.{0,1}.pwconv{1,2}  # not the depthwise convolution
@@ -375,8 +375,8 @@ convnext
 # features.1 adds nothing, and so is no residual block.
 mobilenet
     dropout     replaces classifier.0
-    residual    refused: has residual connections
-    batch_norm  refused: already
+    residual    refused: it has residual connections already, at features.2
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces features.{0,3}.1 features.{1,2}.conv.{0.1,1.1,3}
     group_norm  replaces features.{0,3}.1 features.{1,2}.conv.{0.1,1.1,3}
     initialize  features.{0,3}.0.weight features.{1,2}.conv.{0.0,1.0,2}.weight classifier.1.weight
@@ -396,8 +396,8 @@ mobilenet
 # Its paper, too, drops behind each convolution (all but the first), and torchvision behind conv2.
 densenet
     dropout     after features.norm0 features.denseblock{1,2}.{0,1}.{norm2,conv2} features.transition1.2
-    residual    refused: concatenat
-    batch_norm  refused: already  # that behind a conv2 is norm1 of the next layer
+    residual    refused: it has skips of its own already, by concatenation
+    batch_norm  refused: it is a BatchNorm2d already  # that behind a conv2 is norm1 of the next layer
     layer_norm  replaces features.norm0 features.denseblock{1,2}.{0,1}.norm2
     group_norm  replaces features.norm0 features.denseblock{1,2}.{0,1}.norm2
     initialize  features.conv0.weight features.denseblock{1,2}.{0,1}.conv{1,2}.weight
@@ -410,15 +410,16 @@ densenet
     convert_norm            replaces features.{norm0,norm5,transition1.0} features.denseblock{1,2}.{0,1}.norm{1,2}
     instance_norm           replaces features.norm0 features.denseblock{1,2}.{0,1}.norm2
     weight_standardization  replaces features.{conv0,transition1.2} features.denseblock{1,2}.{0,1}.conv{1,2}
-    squeeze_excite          refused: concatenat
+    squeeze_excite          refused: it joins maps by concatenation, so that a convolution ends no stage
     lora                    after features.{conv0,transition1.2} features.denseblock{1,2}.{0,1}.conv{1,2}
 
-# Behind the last module stands a dropout of its own, which serves all branches that end there.
+# Behind the last module stands a dropout of its own, which serves all branches that end there. branch2 is a chain of
+# two layers, but a shortcut belongs around a whole module.
 inception
     dropout     after conv1.bn inception3a.{branch1,branch2.0,branch2.1,branch3.1}.bn inception3b.branch2.0.bn
                 replaces dropout
-    residual    refused: concatenat  # branch2 is a chain of two layers, but around a whole module is where one belongs
-    batch_norm  refused: already
+    residual    refused: it has skips of its own already, by concatenation
+    batch_norm  refused: it is a BatchNorm2d already
     layer_norm  replaces conv1.bn inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.bn
     group_norm  replaces conv1.bn inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.bn
     initialize  conv1.conv.weight inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.conv.weight fc.weight
@@ -430,13 +431,13 @@ inception
     convert_norm            replaces conv1.bn inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.bn
     instance_norm           replaces conv1.bn inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.bn
     weight_standardization  replaces conv1.conv inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.conv
-    squeeze_excite          refused: concatenat
+    squeeze_excite          refused: it joins maps by concatenation, so that a convolution ends no stage
     lora                    after conv1.conv inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.conv
 
 unet
     dropout     after bottleneck.{1,4}
-    residual    refused: concatenat
-    batch_norm  refused: already  # the upward convolutions have none on purpose
+    residual    refused: it has skips of its own already, by concatenation
+    batch_norm  refused: it is a BatchNorm2d already  # the upward convolutions have none on purpose
     layer_norm  replaces encoder{1,2}.{1,4} bottleneck.{1,4} decoder{1,2}.{1,4}
     group_norm  replaces encoder{1,2}.{1,4} bottleneck.{1,4} decoder{1,2}.{1,4}
     initialize  encoder{1,2}.{0,3}.weight bottleneck.{0,3}.weight upconv{1,2}.weight decoder{1,2}.{0,3}.weight
@@ -449,7 +450,7 @@ unet
     convert_norm            replaces encoder{1,2}.{1,4} bottleneck.{1,4} decoder{1,2}.{1,4}
     instance_norm           replaces encoder{1,2}.{1,4} bottleneck.{1,4} decoder{1,2}.{1,4}
     weight_standardization  replaces encoder{1,2}.{0,3} bottleneck.{0,3} decoder{1,2}.{0,3}  # upconv are transposed
-    squeeze_excite          refused: concatenat
+    squeeze_excite          refused: it joins maps by concatenation, so that a convolution ends no stage
     lora                    after encoder{1,2}.{0,3} bottleneck.{0,3} decoder{1,2}.{0,3}
 
 # ------------------------------------------------------------------------------------------ attention and mixers
@@ -457,8 +458,8 @@ unet
 # The token mixing's output is transposed in front of the sum, and a square of tokens and channels tells no axis.
 mlp_mixer
     dropout     after patch_embed blocks.{0,1}.{token_mix,channel_mix}.2
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from blocks.0 on
+    norms       refused: blocks have norms of their own already
     initialize  patch_embed.weight blocks.{0,1}.{token_mix,channel_mix}.{0,2}.weight head.weight
     freeze      patch_embed blocks.{0,1} norm
     stochastic_depth        before blocks.{0,1}:add[0] after blocks.{0,1}.channel_mix
@@ -466,50 +467,50 @@ mlp_mixer
     re_zero                 before blocks.{0,1}:add[0] after blocks.{0,1}.channel_mix
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: already
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution  # a convolution that makes patches is no part of a branch
-    squeeze_excite          refused: convolution
+    convert_norm            refused: it is a LayerNorm already
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions  # that of the patches is in none
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after blocks.{0,1}.{token_mix,channel_mix}.{0,2}
 
 vit
     dropout     after conv_proj layers.{0,1}.{attn.proj,mlp.2}
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from layers.0 on
+    norms       refused: blocks have norms of their own already
     initialize  conv_proj.weight layers.{0,1}.{attn.qkv,attn.proj,mlp.0,mlp.2}.weight head.weight
     freeze      conv_proj layers ln  # class token and positions belong to the model itself
     branches                after layers.{0,1}.{attn,mlp}
     qk_norm                 before layers.{0,1}.attn:scaled_dot_product_attention
     attention_dropout       inside layers.{0,1}.attn:scaled_dot_product_attention
-    convert_norm            refused: already
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    convert_norm            refused: it is a LayerNorm already
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after layers.{0,1}.{attn.qkv,attn.proj,mlp.0,mlp.2}
 
 # The attention's joint projection and its output projection are weights, though no module of theirs is called.
 # lora: the attention uses its projections as functions, so no module of theirs has an output.
 transformer_encoder
     dropout     after embedding replaces encoder.layers.{0,1}.dropout{1,2}
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from encoder.layers.0 on
+    norms       refused: blocks have norms of their own already
     initialize  encoder.layers.{0,1}.self_attn.{in_proj_weight,out_proj.weight}
                 encoder.layers.{0,1}.linear{1,2}.weight fc.weight
     freeze      embedding encoder
     branches                after encoder.layers.{0,1}.dropout{1,2}
     qk_norm                 inside encoder.layers.{0,1}.self_attn:multi_head_attention_forward
     attention_dropout       inside encoder.layers.{0,1}.self_attn:multi_head_attention_forward
-    convert_norm            refused: already
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    convert_norm            refused: it is a LayerNorm already
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after encoder.layers.{0,1}.linear{1,2}
 
 encoder_decoder
     dropout     after {src,tgt}_embedding
                 replaces transformer.encoder.layers.0.dropout{1,2} transformer.decoder.layers.0.dropout{1,2,3}
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from transformer.encoder.layers.0 on
+    norms       refused: blocks have norms of their own already
     initialize  transformer.{encoder,decoder}.layers.0.self_attn.{in_proj_weight,out_proj.weight}
                 transformer.decoder.layers.0.multihead_attn.{in_proj_weight,out_proj.weight}
                 transformer.{encoder,decoder}.layers.0.linear{1,2}.weight generator.weight
@@ -519,90 +520,90 @@ encoder_decoder
                             transformer.decoder.layers.0.multihead_attn:multi_head_attention_forward
     attention_dropout       inside transformer.{encoder,decoder}.layers.0.self_attn:multi_head_attention_forward
                             transformer.decoder.layers.0.multihead_attn:multi_head_attention_forward
-    convert_norm            refused: already
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    convert_norm            refused: it is a LayerNorm already
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after transformer.{encoder,decoder}.layers.0.linear{1,2}
 
 # attention.out_proj is never called, so behind it means behind the attention. A layer that starts the trunk is an
 # embedding, also of numbers. The dropout in the middle of ffn is the model's own affair.
 multihead_attention
     dropout     after input_proj attention ffn.3
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, at the model itself
+    norms       refused: blocks have norms of their own already
     initialize  input_proj.weight attention.{in_proj_weight,out_proj.weight} ffn.{0,3}.weight head.weight
     freeze      input_proj attention norm1 ffn norm2
     branches                after attention ffn
     qk_norm                 inside attention:multi_head_attention_forward
     attention_dropout       inside attention:multi_head_attention_forward
-    convert_norm            refused: already
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    convert_norm            refused: it is a LayerNorm already
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after ffn.{0,3}  # input_proj is outside the block
 
 gpt
     dropout     after tok_emb blocks.{0,1}.{attn.proj,mlp.2}
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from blocks.0 on
+    norms       refused: blocks have norms of their own already
     initialize  blocks.{0,1}.{attn.qkv,attn.proj,mlp.0,mlp.2}.weight lm_head.weight
     freeze      tok_emb pos_emb blocks ln_f
     branches                after blocks.{0,1}.{attn,mlp}
     qk_norm                 before blocks.{0,1}.attn:scaled_dot_product_attention
     attention_dropout       inside blocks.{0,1}.attn:scaled_dot_product_attention
-    convert_norm            refused: already
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    convert_norm            refused: it is a LayerNorm already
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after blocks.{0,1}.{attn.qkv,attn.proj,mlp.0,mlp.2}
 
 gpt2
     dropout     replaces drop h.{0,1}.{attn.resid_dropout,mlp.dropout}
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from h.0 on
+    norms       refused: blocks have norms of their own already
     initialize  h.{0,1}.{attn,mlp}.c_proj.weight h.{0,1}.{attn.c_attn,mlp.c_fc}.weight
     freeze      wpe h.{0,1} ln_f  # wte is the head
     branches                after h.{0,1}.{attn,mlp}
     qk_norm                 before h.{0,1}.attn:matmul[0]  # the second product is that with the values
     attention_dropout       replaces h.{0,1}.attn.attn_dropout
-    convert_norm            refused: already
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution  # a Conv1D of this kind is a linear layer
-    squeeze_excite          refused: convolution
+    convert_norm            refused: it is a LayerNorm already
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions  # such a Conv1D is a linear layer
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after h.{0,1}.{attn.c_attn,attn.c_proj,mlp.c_fc,mlp.c_proj}
 
 bert
     dropout     replaces embeddings.dropout layer.{0,1}.{attention.output,output}.dropout
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from layer.0 on
+    norms       refused: blocks have norms of their own already
     initialize  layer.{0,1}.attention.self.{query,key,value}.weight layer.{0,1}.{attention.output,output}.dense.weight
                 layer.{0,1}.intermediate.0.weight pooler.weight classifier.weight
     freeze      embeddings layer.{0,1} pooler
     branches                after layer.{0,1}.{attention.output,output}.dropout
     qk_norm                 before layer.{0,1}.attention.self:scaled_dot_product_attention
     attention_dropout       inside layer.{0,1}.attention.self:scaled_dot_product_attention
-    convert_norm            refused: already
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    convert_norm            refused: it is a LayerNorm already
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after layer.{0,1}.attention.self.{query,key,value} layer.{0,1}.intermediate.0
                             layer.{0,1}.{attention.output,output}.dense  # the pooler is outside the blocks
 
 llama
     dropout     after embed_tokens layers.{0,1}.{self_attn.o_proj,mlp.down_proj}
-    residual    refused: has residual connections
-    norms       refused: blocks have norms
+    residual    refused: it has residual connections already, in 2 blocks from layers.0 on
+    norms       refused: blocks have norms of their own already
     initialize  layers.{0,1}.self_attn.{q,k,v,o}_proj.weight layers.{0,1}.mlp.{gate,up,down}_proj.weight
                 lm_head.weight
     freeze      embed_tokens layers.{0,1} norm
     branches                after layers.{0,1}.{self_attn,mlp}
     qk_norm                 before layers.{0,1}.self_attn:scaled_dot_product_attention
     attention_dropout       inside layers.{0,1}.self_attn:scaled_dot_product_attention
-    convert_norm            refused: only its own code knows  # only its own code knows what this norm does
-    instance_norm           refused: blocks have norms
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    convert_norm            refused: a LlamaRMSNorm, a class whose work only its own code knows
+    instance_norm           refused: blocks have norms of their own already
+    weight_standardization  refused: its residual branches have no convolutions
+    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
     lora                    after layers.{0,1}.self_attn.{q,k,v,o}_proj layers.{0,1}.mlp.{gate,up,down}_proj
 
 # -------------------------------------------------------------------------------------- recurrent and text models
@@ -610,33 +611,33 @@ llama
 # lora: the output of a recurrent layer is not its weight times its input.
 lstm
     dropout     after embedding inside lstm after lstm
-    residual    refused: recurrent
-    norms       refused: recurrent
+    residual    refused: its recurrent layers are no chain that a shortcut fits
+    norms       refused: its recurrent layers take no norm
     initialize  lstm.weight_{ih,hh}_l{0,1} fc.weight
     freeze      embedding lstm
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: recurrent
+    convert_norm            refused: it has no norms
+    instance_norm           refused: its recurrent layers take no norm
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
-    lora                    refused: recurrent
+    lora                    refused: recurrent layers are one call each, and get no adapter
 
 gru
     dropout     after gru  # on the hidden state, as that is what the model reads
-    residual    refused: recurrent
-    norms       refused: recurrent
+    residual    refused: its recurrent layers are no chain that a shortcut fits
+    norms       refused: its recurrent layers take no norm
     initialize  gru.weight_{ih,hh}_l0 head.weight
     freeze      gru
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: recurrent
+    convert_norm            refused: it has no norms
+    instance_norm           refused: its recurrent layers take no norm
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
-    lora                    refused: recurrent
+    lora                    refused: recurrent layers are one call each, and get no adapter
 
 embedding_bag
     dropout     after embedding fc1
@@ -647,8 +648,8 @@ embedding_bag
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after fc1
@@ -662,8 +663,8 @@ mapping_inputs
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after pre_classifier
@@ -679,8 +680,8 @@ siamese
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after tower.{0,2}[{0,1}]  # one adapter in both calls
@@ -694,8 +695,8 @@ recurrent_depth
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after embed layer[{0,1,2}]
@@ -710,25 +711,25 @@ auxiliary_head
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
+    convert_norm            refused: it has no norms
     instance_norm           after conv{1,2}
     weight_standardization  replaces conv{1,2}
-    squeeze_excite          refused: pool  # the only stage ends there
+    squeeze_excite          refused: the head's pooling follows, which leaves one mean a channel  # at the only stage
     lora                    after conv{1,2} aux.2
 
 # The gate makes logits, of which none may be missing or scaled.
 # lora: an adapter scales nothing and begins at nothing, so the gate has one as any other layer.
 mixture_of_experts
     dropout     after embed experts.{0,1}.{0,2}
-    residual    refused: fits
+    residual    refused: (4, 16) in and (4, 32) out
     norms       after embed experts.{0,1}.{0,2}
     initialize  {embed,gate,head}.weight experts.{0,1}.{0,2}.weight
     freeze      embed gate experts.{0,1}
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention  # the softmax is over experts
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after embed gate experts.{0,1}.{0,2}
@@ -737,20 +738,20 @@ mixture_of_experts
 graph
     dropout     after gc{1,2}
     residual    around gc2
-    batch_norm  refused: last axis
+    batch_norm  refused: last axis, where only layer_norm and rms_norm act
     layer_norm  after gc{1,2}
-    group_norm  refused: last axis
+    group_norm  refused: last axis, where only layer_norm and rms_norm act
     initialize  gc{1,2}.weight head.weight
     freeze      gc{1,2}
     rms_norm                after gc{1,2}
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
-    lora                    refused: weight
+    lora                    refused: what a GraphConvolution puts out is more than its weight times its input
 
 two_heads
     dropout     after backbone.{0,2}
@@ -761,8 +762,8 @@ two_heads
     branches                refused: residual branches
     qk_norm                 refused: attentions
     attention_dropout       refused: attention
-    convert_norm            refused: norms of the model's own
-    instance_norm           refused: convolution
+    convert_norm            refused: it has no norms
+    instance_norm           refused: only what convolutions put out has positions, over which it works
     weight_standardization  refused: convolution
     squeeze_excite          refused: convolution
     lora                    after backbone.{0,2}
