@@ -470,7 +470,7 @@ mlp_mixer
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions  # that of the patches is in none
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after blocks.{0,1}.{token_mix,channel_mix}.{0,2}
 
 vit
@@ -485,7 +485,7 @@ vit
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after layers.{0,1}.{attn.qkv,attn.proj,mlp.0,mlp.2}
 
 # The attention's joint projection and its output projection are weights, though no module of theirs is called.
@@ -503,7 +503,7 @@ transformer_encoder
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after encoder.layers.{0,1}.linear{1,2}
 
 encoder_decoder
@@ -523,7 +523,7 @@ encoder_decoder
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after transformer.{encoder,decoder}.layers.0.linear{1,2}
 
 # attention.out_proj is never called, so behind it means behind the attention. A layer that starts the trunk is an
@@ -540,7 +540,7 @@ multihead_attention
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after ffn.{0,3}  # input_proj is outside the block
 
 gpt
@@ -555,7 +555,7 @@ gpt
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after blocks.{0,1}.{attn.qkv,attn.proj,mlp.0,mlp.2}
 
 gpt2
@@ -570,7 +570,7 @@ gpt2
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions  # such a Conv1D is a linear layer
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after h.{0,1}.{attn.c_attn,attn.c_proj,mlp.c_fc,mlp.c_proj}
 
 bert
@@ -586,7 +586,7 @@ bert
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after layer.{0,1}.attention.self.{query,key,value} layer.{0,1}.intermediate.0
                             layer.{0,1}.{attention.output,output}.dense  # the pooler is outside the blocks
 
@@ -603,7 +603,7 @@ llama
     convert_norm            refused: a LlamaRMSNorm, a class whose work only its own code knows
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
     lora                    after layers.{0,1}.self_attn.{q,k,v,o}_proj layers.{0,1}.mlp.{gate,up,down}_proj
 
 # -------------------------------------------------------------------------------------- recurrent and text models

@@ -22,7 +22,7 @@ TRANSFORMER = """
     norms       refused: blocks have norms of their own already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
-    squeeze_excite          refused: has no positions behind its channels, over which means could be taken
+    squeeze_excite          refused: its residual branches have no convolutions
 """
 PRELUDES = {"$resnet": RESNET, "$transformer": TRANSFORMER}
 """The lines that rows of one family share; a row begins with the name of its family."""

@@ -35,6 +35,8 @@ class Branch:
     """The path of the block in which it lies."""
     turned: bool
     """Whether axes change places between the last layer and the sum."""
+    spatial: bool
+    """Whether it has convolutions."""
 
     @property
     def shape(self) -> Shape:
@@ -89,7 +91,8 @@ def branches_of(model: nn.Module, tape: Tape, anatomy: Anatomy) -> list[Branch]:
 
 def branch_at(site: Site) -> Branch:
     """The branch that ends in the output of *site*, to which a trick adds a shortcut."""
-    return Branch(site, site, 0, (site,), site.path, turned=False)
+    spatial = isinstance(site.module, nn.modules.conv._ConvNd)
+    return Branch(site, site, 0, (site,), site.path, turned=False, spatial=spatial)
 
 
 def _branch(model: nn.Module, tape: Tape, join: Join, event: Event, tensor: int) -> Branch:
@@ -101,9 +104,11 @@ def _branch(model: nn.Module, tape: Tape, join: Join, event: Event, tensor: int)
     way = takewhile(lambda e: e.number < event.number, tape.following(end.event))
     turned = any(e.name in _TURNS for e in way)
     if maker is None:
-        return Branch(end, total, tensor, (*sites, total), join.block, turned)
+        return Branch(end, total, tensor, (*sites, total), join.block, turned, join.spatial)
     place = site_of(model, tape, maker)
-    return Branch(end, place, maker.outputs.index(event.inputs[tensor]), (*sites, place, total), join.block, turned)
+    return Branch(
+        end, place, maker.outputs.index(event.inputs[tensor]), (*sites, place, total), join.block, turned, join.spatial
+    )
 
 
 def _maker(tape: Tape, event: Event, tensor: int) -> Event | None:
