@@ -17,7 +17,8 @@ ORDER = """
     surgery.anatomy surgery.depths surgery.attention surgery.branches
     surgery.places surgery.ledger surgery.edits surgery.trial surgery.norms surgery.bake surgery.table surgery.picture
     surgery
-    state hooks trick steps data metrics targets optimization catalog box checks run phases session loops saving engine
+    state hooks trick validators steps data metrics targets optimization catalog box checks run phases session
+    loops saving engine
     adapters adapters.lightning adapters.transformers
     study.task study.guess study.own tasks study tasks.waveforms tasks.source tasks.lesson testing cli
 """.split()  # noqa: SIM905

@@ -44,7 +44,8 @@ from trickbox.surgery import (
     product_of,
 )
 from trickbox.targets import check_classes, labels_inside, probabilities, takes_probabilities
-from trickbox.trick import at_depth, by_depth, choice, flag, integer, interval, places, side, text, trick
+from trickbox.trick import trick
+from trickbox.validators import at_depth, by_depth, choice, flag, integer, interval, places, side, text
 
 __all__ = [
     "CONVOLUTIONS",

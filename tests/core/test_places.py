@@ -21,7 +21,8 @@ from trickbox.surgery.places import Places, check_matched, choose, fault, matche
 from trickbox.surgery.sites import sites_of
 from trickbox.surgery.tape import record
 from trickbox.testing import tiny_data, tiny_model
-from trickbox.trick import fresh, make, places, to_config
+from trickbox.trick import fresh, make, to_config
+from trickbox.validators import places
 
 
 class Attention(nn.Module):

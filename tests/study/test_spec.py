@@ -18,7 +18,8 @@ from trickbox.errors import ConfigError
 from trickbox.study.design import Arm, add_one
 from trickbox.study.spec import Part, Spec, build_task, build_trick, part_of_task, part_of_trick, plan, versions
 from trickbox.tasks.waveforms import Waveforms
-from trickbox.trick import places, to_config
+from trickbox.trick import to_config
+from trickbox.validators import places
 
 
 def planned(**fields: object) -> list[Spec]:

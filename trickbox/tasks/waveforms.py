@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trickbox.errors import ConfigError
 from trickbox.study.task import ACCURACY, Metric, Pair, Splits
-from trickbox.trick import integer, interval
+from trickbox.validators import integer, interval
 
 __all__ = ["PlainNet", "Waveforms", "waveforms"]
 
