@@ -100,6 +100,7 @@ def by_depth(text: str) -> Validator:
 def at_depth(trick: Any, name: str, depth: float) -> float:
     """The setting of that name at a depth, where `by_depth` validates it. Raises `ConfigError` for a wrong value.
 
+    >>> from attrs import field
     >>> from trickbox.trick import trick
     >>> @trick
     ... class Shade:
