@@ -89,6 +89,8 @@ class QKNorm:
         """Attach to the queries and keys of every attention."""
         surgery = state.surgery
         found = attentions(surgery.model, surgery.tape)
+        if not found:
+            surgery.remark("it has no attention")
         chosen = surgery.choose(found, found, self.at, self.not_at)
         acted = [site for site in chosen if _norm(surgery, site, NORMS[self.kind], self.shared)]
         surgery.require(acted, "attentions whose queries and keys can be reached")

@@ -269,6 +269,8 @@ class Dropout:
             return [], surgery.require(_layers(surgery), "weight layers before the head")
         if self.where == "attention":
             found = attentions(surgery.model, surgery.tape)
+            if not found:
+                surgery.remark("it has no attention")
             return [], surgery.require(found, "functions that make the probabilities of an attention")
         functional = sorted({e.name for e in surgery.tape.events if not e.is_module and "pool" in e.name})
         hint = f" ({', '.join(functional)} is called as a function; use where='after_layer')" if functional else ""

@@ -110,8 +110,11 @@ class SqueezeExcite:
 
     def _stages(self, surgery: Surgery) -> list[Site]:
         anatomy = surgery.anatomy
-        default = stage_ends(surgery, [s for s in anatomy.hidden if isinstance(s.module, CONVOLUTIONS)])
-        if anatomy.gates and self.at is None:
+        convolutions = [site for site in anatomy.hidden if isinstance(site.module, CONVOLUTIONS)]
+        default = stage_ends(surgery, convolutions)
+        if not convolutions:
+            surgery.remark("it has no convolutions")
+        elif anatomy.gates and self.at is None:
             surgery.remark(f"it has gates of its own already, such as {anatomy.gates[0].label}")
             default = []
         elif anatomy.concatenations and self.at is None:

@@ -116,6 +116,8 @@ class WeightStandardization:
         if anatomy.joins and not any(join.spatial for join in anatomy.joins):
             surgery.remark("its residual branches have no convolutions")
             default = []
+        if not any(isinstance(site.module, nn.modules.conv._ConvNd) for site in anatomy.layers):
+            surgery.remark("it has no convolutions")
         default = [site for site in default if isinstance(site.module, nn.modules.conv._ConvNd)]
         return surgery.choose(default, anatomy.layers, self.at, self.not_at)
 

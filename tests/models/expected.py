@@ -78,13 +78,13 @@ mlp
     norms       after {0,2}
     initialize  {0,2,4}.weight
     freeze      {0,2}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after {0,2}
 
 mlp_functional
@@ -93,13 +93,13 @@ mlp_functional
     norms       after fc{1,2}
     initialize  fc{1,2,3}.weight
     freeze      fc{1,2}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after fc{1,2}
 
 mlp_dropout
@@ -108,13 +108,13 @@ mlp_dropout
     norms       after {0,3}
     initialize  {0,3,6}.weight
     freeze      {0,3}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after {0,3}
 
 cnn_1d
@@ -123,9 +123,9 @@ cnn_1d
     norms       after {0,3}
     initialize  {0,3,7}.weight
     freeze      {0,3}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           after {0,3}
     weight_standardization  replaces {0,3}
@@ -138,9 +138,9 @@ cnn_2d
     norms       after conv{1,2}
     initialize  conv{1,2}.weight fc{1,2,3}.weight
     freeze      conv{1,2} fc{1,2}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           after conv{1,2}
     weight_standardization  replaces conv{1,2}
@@ -156,9 +156,9 @@ vgg_batch_norm
     initialize  features.{0,4,7}.weight classifier.{0,3,6}.weight
     freeze      features classifier.{0,3}
     rms_norm                replaces features.{1,5,8}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces features.{1,5,8}
     instance_norm           replaces features.{1,5,8}
     weight_standardization  replaces features.{0,4,7}
@@ -171,13 +171,13 @@ autoencoder
     norms       after encoder.{0,2} decoder.0
     initialize  encoder.{0,2}.weight decoder.{0,2}.weight
     freeze      encoder decoder.0
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after encoder.{0,2} decoder.0
 
 generator
@@ -189,9 +189,9 @@ generator
     initialize  main.{0,3,6}.weight
     freeze      main.{0,1,3,4}
     rms_norm                replaces main.{1,4}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces main.{1,4}
     instance_norm           replaces main.{1,4}
     weight_standardization  refused: it is a ConvTranspose2d, and only torch's convolutions, not transposed
@@ -204,9 +204,9 @@ spectral_norm
     norms       after {0,2}
     initialize  refused: its weight is computed from other parameters (parametrized)
     freeze      {0,2}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           after {0,2}
     weight_standardization  refused: its weight is computed from other parameters (parametrized)
@@ -219,9 +219,9 @@ lazy
     norms       after {0,2}
     initialize  {0,2,5,7}.weight
     freeze      {0,2,5}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           after {0,2}
     weight_standardization  replaces {0,2}
@@ -234,13 +234,13 @@ functional_weights  # the model is its only module, and so its own head
     norms       refused: weight layer
     initialize  refused: weight layer
     freeze      refused: before the head
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: weight layer
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    refused: weight layer
 
 # ------------------------------------------------------------------------ convolutional nets with residual joins
@@ -255,8 +255,8 @@ resnet
     freeze      conv1 bn1 layer{1,2}
     rms_norm                replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     branches                after layer{1,2}.{0,1}.bn2  # also where the skip path is projected
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     instance_norm           replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     weight_standardization  replaces conv1 layer{1,2}.{0,1}.conv{1,2} layer2.0.downsample.0
@@ -273,8 +273,8 @@ resnet_bottleneck
     freeze      conv1 bn1 layer{1,2}
     rms_norm                replaces bn1 layer{1,2}.{0,1}.bn{1,2,3} layer2.0.downsample.1
     branches                after layer{1,2}.{0,1}.bn3
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces bn1 layer{1,2}.{0,1}.bn{1,2,3} layer2.0.downsample.1
     instance_norm           replaces bn1 layer{1,2}.{0,1}.bn{1,2,3} layer2.0.downsample.1
     weight_standardization  replaces conv1 layer{1,2}.{0,1}.conv{1,2,3} layer2.0.downsample.0
@@ -293,8 +293,8 @@ resnet_squeeze
     freeze      conv1 bn1 layer{1,2}
     rms_norm                replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     branches                after layer{1,2}.{0,1}.se
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1
     instance_norm           replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1  # se then sees shifts alone
     weight_standardization  replaces conv1 layer{1,2}.{0,1}.conv{1,2} layer2.0.downsample.0
@@ -312,8 +312,8 @@ resnet_preactivation
     freeze      conv1 layer{1,2} bn
     rms_norm                replaces layer1.0.bn1 layer{1,2}.{0,1}.bn2
     branches                after layer{1,2}.{0,1}.conv2
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces layer{1,2}.{0,1}.bn{1,2} bn  # wherever they stand
     instance_norm           replaces layer1.0.bn1 layer{1,2}.{0,1}.bn2
     weight_standardization  replaces conv1 layer{1,2}.{0,1}.conv{1,2} layer2.0.shortcut.0
@@ -330,8 +330,8 @@ wide_resnet
     freeze      conv1 layer{1,2} bn
     rms_norm                replaces layer1.0.bn1 layer{1,2}.{0,1}.bn2
     branches                after layer{1,2}.{0,1}.conv2
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces layer{1,2}.{0,1}.bn{1,2} bn
     instance_norm           replaces layer1.0.bn1 layer{1,2}.{0,1}.bn2
     weight_standardization  replaces conv1 layer{1,2}.{0,1}.conv{1,2} layer2.0.shortcut.0
@@ -345,8 +345,8 @@ resnet_plain
     initialize  stem.weight blocks.{0,1}.conv{1,2}.weight head.weight
     freeze      stem blocks
     branches                after blocks.{0,1}.conv2
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           after stem blocks.{0,1}.conv{1,2}
     weight_standardization  replaces stem blocks.{0,1}.conv{1,2}  # the norm that sets the scale is another trick
@@ -364,8 +364,8 @@ convnext
     stochastic_depth        before stages.{0,1}:add
     layer_scale             refused: already
     re_zero                 before stages.{0,1}:add
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it is a LayerNorm already  # that of the stem is a layer norm by descent
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  replaces stem.0 stages.{0,1}.dwconv
@@ -383,8 +383,8 @@ mobilenet
     freeze      features
     rms_norm                replaces features.{0,3}.1 features.{1,2}.conv.{0.1,1.1,3}
     branches                after features.2.conv
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces features.{0,3}.1 features.{1,2}.conv.{0.1,1.1,3}
     instance_norm           replaces features.{0,3}.1 features.{1,2}.conv.{0.1,1.1,3}
     weight_standardization  replaces features.{0,3}.0 features.{1,2}.conv.{0.0,1.0,2}
@@ -404,9 +404,9 @@ densenet
                 features.transition1.2.weight classifier.weight
     freeze      features
     rms_norm                replaces features.norm0 features.denseblock{1,2}.{0,1}.norm2
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces features.{norm0,norm5,transition1.0} features.denseblock{1,2}.{0,1}.norm{1,2}
     instance_norm           replaces features.norm0 features.denseblock{1,2}.{0,1}.norm2
     weight_standardization  replaces features.{conv0,transition1.2} features.denseblock{1,2}.{0,1}.conv{1,2}
@@ -425,9 +425,9 @@ inception
     initialize  conv1.conv.weight inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.conv.weight fc.weight
     freeze      conv1 inception3{a,b}
     rms_norm                replaces conv1.bn inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.bn
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces conv1.bn inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.bn
     instance_norm           replaces conv1.bn inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.bn
     weight_standardization  replaces conv1.conv inception3{a,b}.{branch1,branch2.0,branch2.1,branch3.1}.conv
@@ -444,9 +444,9 @@ unet
                 conv.weight
     freeze      encoder{1,2} bottleneck upconv{1,2} decoder{1,2}
     rms_norm                replaces encoder{1,2}.{1,4} bottleneck.{1,4} decoder{1,2}.{1,4}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            replaces encoder{1,2}.{1,4} bottleneck.{1,4} decoder{1,2}.{1,4}
     instance_norm           replaces encoder{1,2}.{1,4} bottleneck.{1,4} decoder{1,2}.{1,4}
     weight_standardization  replaces encoder{1,2}.{0,3} bottleneck.{0,3} decoder{1,2}.{0,3}  # upconv are transposed
@@ -465,8 +465,8 @@ mlp_mixer
     stochastic_depth        before blocks.{0,1}:add[0] after blocks.{0,1}.channel_mix
     layer_scale             after blocks.{0,1}.channel_mix
     re_zero                 before blocks.{0,1}:add[0] after blocks.{0,1}.channel_mix
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions  # that of the patches is in none
@@ -615,13 +615,13 @@ lstm
     norms       refused: its recurrent layers take no norm
     initialize  lstm.weight_{ih,hh}_l{0,1} fc.weight
     freeze      embedding lstm
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: its recurrent layers take no norm
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    refused: recurrent layers are one call each, and get no adapter
 
 gru
@@ -630,13 +630,13 @@ gru
     norms       refused: its recurrent layers take no norm
     initialize  gru.weight_{ih,hh}_l0 head.weight
     freeze      gru
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: its recurrent layers take no norm
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    refused: recurrent layers are one call each, and get no adapter
 
 embedding_bag
@@ -645,13 +645,13 @@ embedding_bag
     norms       after fc1
     initialize  fc{1,2}.weight
     freeze      embedding fc1
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after fc1
 
 mapping_inputs
@@ -660,13 +660,13 @@ mapping_inputs
     norms       after pre_classifier
     initialize  {pre_classifier,classifier}.weight
     freeze      word_embeddings pre_classifier
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after pre_classifier
 
 # ------------------------------------------------------------- shared layers, several inputs, outputs or branches
@@ -677,13 +677,13 @@ siamese
     norms       after tower.{0,2}[{0,1}]
     initialize  tower.{0,2}.weight head.weight
     freeze      tower
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after tower.{0,2}[{0,1}]  # one adapter in both calls
 
 recurrent_depth
@@ -692,13 +692,13 @@ recurrent_depth
     norms       after embed layer[{0,1,2}]
     initialize  {embed,layer,head}.weight
     freeze      embed layer
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after embed layer[{0,1,2}]
 
 # The auxiliary branch counts like any other, and its last layer is a head.
@@ -708,9 +708,9 @@ auxiliary_head
     norms       after conv{1,2}
     initialize  conv{1,2}.weight aux.{2,4}.weight fc.weight
     freeze      conv{1,2} aux.2
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           after conv{1,2}
     weight_standardization  replaces conv{1,2}
@@ -725,13 +725,13 @@ mixture_of_experts
     norms       after embed experts.{0,1}.{0,2}
     initialize  {embed,gate,head}.weight experts.{0,1}.{0,2}.weight
     freeze      embed gate experts.{0,1}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention  # the softmax is over experts
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention  # the softmax is over experts
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after embed gate experts.{0,1}.{0,2}
 
 # lora: behind its weight, a graph convolution mixes the nodes.
@@ -744,13 +744,13 @@ graph
     initialize  gc{1,2}.weight head.weight
     freeze      gc{1,2}
     rms_norm                after gc{1,2}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    refused: what a GraphConvolution puts out is more than its weight times its input
 
 two_heads
@@ -759,13 +759,13 @@ two_heads
     norms       after backbone.{0,2}
     initialize  backbone.{0,2}.weight {class,box}_head.weight
     freeze      backbone
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it has no norms
     instance_norm           refused: only what convolutions put out has positions, over which it works
-    weight_standardization  refused: convolution
-    squeeze_excite          refused: convolution
+    weight_standardization  refused: it has no convolutions
+    squeeze_excite          refused: it has no convolutions
     lora                    after backbone.{0,2}
 """
 

@@ -14,8 +14,8 @@ RESNET = """
     batch_norm  refused: it is a BatchNorm2d already
     dropout     before fc
     freeze      conv1 bn1 layer{1,2,3,4}
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
 """
 TRANSFORMER = """
     residual    refused: it has residual connections already, in 2 blocks from
@@ -57,9 +57,9 @@ torchvision/vgg11_bn
                 features.18..features.19 features.22..features.23 features.25..features.26 classifier.3
     initialize  features.{0,4,8,11,15,18,22,25}.weight classifier.{0,3,6}.weight
     freeze      features classifier.{0,3}
-    branches                refused: residual branches
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    branches                refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     weight_standardization  replaces features.{0,4,8,11,15,18,22,25}
     squeeze_excite          after features.{1,5,12,19,26}  # the pools end the stages
     lora                    after features.{0,4,8,11,15,18,22,25} classifier.{0,3}
@@ -70,8 +70,8 @@ timm/mixer
     initialize  stem.proj.weight blocks.{0,1}.mlp_{tokens,channels}.fc{1,2}.weight head.weight
     freeze      stem blocks norm
     branches    after blocks.{0,1}.drop_path[{0,1}]
-    qk_norm                 refused: attentions
-    attention_dropout       refused: attention
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
     convert_norm            refused: it is a LayerNorm already
     lora                    after blocks.{0,1}.mlp_{tokens,channels}.fc{1,2}
 
