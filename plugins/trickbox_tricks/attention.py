@@ -63,7 +63,8 @@ class QKNorm:
     shared       one pair of norms for all calls of a module that is called several times, which else get one each
 
     It acts on what goes into the product, so behind rotary positions where a model has them, and inside
-    `nn.MultiheadAttention`, whose function then runs step by step. Raises `NoEffectError` where no attention is found
+    `nn.MultiheadAttention`, whose function then runs step by step. Where a model norms its heads already, it does so
+    only if `at` says so. Raises `NoEffectError` where no attention is found
     whose product can be reached; the axes of an einsum are not known. Cost: two norms an attention.
     Source: Henry et al. 2020; as a layer norm, Dehghani et al. 2023.
 
@@ -92,12 +93,22 @@ class QKNorm:
         if not found:
             surgery.remark("it has no attention")
         chosen = surgery.choose(found, found, self.at, self.not_at)
-        acted = [site for site in chosen if _norm(surgery, site, NORMS[self.kind], self.shared)]
+        acted = [site for site in chosen if _norm(surgery, site, NORMS[self.kind], self.shared, self.at is None)]
         surgery.require(acted, "attentions whose queries and keys can be reached")
 
 
-def _norm(surgery: Surgery, attention: Site, kind: type[nn.Module], shared: bool) -> bool:
-    """Norm the queries and keys of one attention; False, with a note, where they cannot be reached."""
+def _own(surgery: Surgery, attention: Site, width: int) -> Site | None:
+    """A norm of heads of this width that the module of an attention has already."""
+    inside = f"{attention.path}." if attention.path else ""
+    norms = (norm for norm in surgery.anatomy.norms if norm.path.startswith(inside))
+    return next((norm for norm in norms if norm.input_shape[-1:] == (width,)), None)
+
+
+def _norm(surgery: Surgery, attention: Site, kind: type[nn.Module], shared: bool, spare: bool) -> bool:
+    """Norm the queries and keys of one attention; False, with a note, where they cannot be reached.
+
+    Those that have norms of their own are left alone, to *spare* them.
+    """
     like = next((p for p in surgery.model.parameters() if p.is_floating_point()), None)
     dtype = None if like is None else like.dtype
     if attention.function == "multi_head_attention_forward":
@@ -110,6 +121,10 @@ def _norm(surgery: Surgery, attention: Site, kind: type[nn.Module], shared: bool
         surgery.skip(attention, f"queries and keys are multiplied in {where}")
         return False
     queries, keys = FACTORS[product.function]
+    own = _own(surgery, attention, product.event.input_shapes[queries][-1]) if spare else None
+    if own is not None:
+        surgery.skip(attention, f"its queries and keys have norms of their own already, such as {own.label}")
+        return False
     norms = [kind(product.event.input_shapes[queries][-1], dtype=dtype) for _ in range(2)]
     turned = product.function != "scaled_dot_product_attention"
     surgery.insert_before(product, norms[0], Rank.NORM, queries, shared)

@@ -299,7 +299,7 @@ resnet_squeeze
     instance_norm           replaces bn1 layer{1,2}.{0,1}.bn{1,2} layer2.0.downsample.1  # se then sees shifts alone
     weight_standardization  replaces conv1 layer{1,2}.{0,1}.conv{1,2} layer2.0.downsample.0
     squeeze_excite          refused: its blocks have gates of their own already, such as layer1.0.se.fc.2
-    lora                    after layer{1,2}.{0,1}.conv{1,2} layer{1,2}.{0,1}.se.fc.{0,2}
+    lora                    after layer{1,2}.{0,1}.conv{1,2}  # gates are none
 
 # Norms behind an add keep their kind: only those directly behind a convolution are exchanged, the stem's among them.
 resnet_preactivation

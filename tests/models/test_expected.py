@@ -10,7 +10,6 @@ from trickbox.testing.zoo import specimen
 
 DIFFERENT = {
     ("convnext", "layer_scale"): "that a factor of the model's own is a layer scale is not seen",
-    ("resnet_squeeze", "lora"): "the first half of a gate is not told from a layer that makes features",
     ("mixture_of_experts", "lora"): "a router is left alone, which is as good",
     (
         "multihead_attention",

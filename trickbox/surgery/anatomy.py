@@ -116,8 +116,8 @@ class Anatomy:
 
     @cached_property
     def hidden(self) -> list[Site]:
-        """The weight layers that make features: all but heads and gates."""
-        others = {site.event.number for site in (*self.heads, *self.gates)}
+        """The weight layers that make features: all but heads, gates and what leads to gates alone."""
+        others = {site.event.number for site in self.heads} | self._weighing
         return [site for site in self.layers if site.event.number not in others]
 
     @cached_property
