@@ -401,7 +401,7 @@ timm/swin_tiny
                 layers.1.blocks.{0,1}.drop_path{1,2}
     layer_scale             after layers.{0,1}.blocks.{0,1}.drop_path{1,2}
     re_zero                 after layers.{0,1}.blocks.{0,1}.drop_path{1,2}
-    qk_norm                 before layers.{0,1}.blocks.{0,1}.attn:matmul[0]  # the second product is that with the values
+    qk_norm                 before layers.{0,1}.blocks.{0,1}.attn:matmul[0]  # the second is that with the values
     attention_dropout       replaces layers.{0,1}.blocks.{0,1}.attn.attn_drop
     convert_norm            refused: it is a LayerNorm already
     instance_norm           refused: patch_embed.norm follows, and normalizes its values in another shape

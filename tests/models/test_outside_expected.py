@@ -15,17 +15,17 @@ import trickbox as tb
 pytestmark = pytest.mark.slow
 
 OWN_SCALE = "that a factor of the model's own is a layer scale is not seen"
-FRONT = "in a stage of one block the layer in front of it counts to the block"
-HANDED = "a weight that the model hands to a function itself is left alone"
+FRONT = "a stage of a single block is taken for the block, and so the layer in front of it, too"
+HANDED = "a weight that the model itself hands to a function is not drawn"
 DIFFERENT = {
     ("torchvision/convnext", "layer_scale"): OWN_SCALE,
     ("timm/convnext_atto", "layer_scale"): OWN_SCALE,
     ("timm/beit", "layer_scale"): OWN_SCALE,
-    ("timm/beit", "initialize"): "a weight that only a function uses is not drawn, where the function is no attention",
-    ("timm/convnext_atto", "lora"): "a stage of a single block is taken for the block, and so its downsampling, too",
+    ("timm/convnext_atto", "lora"): FRONT,
+    ("timm/convnextv2_atto", "lora"): FRONT,
+    ("timm/beit", "initialize"): HANDED,
+    ("timm/eva02_tiny", "initialize"): HANDED,
     ("timm/deit_tiny_distilled", "freeze"): "of two heads whose outputs are averaged, only the last counts as a head",
-    ("transformers/opt", "stochastic_depth"): "where positions and samples are one axis, no branch is dropped",
-    ("transformers/qwen3", "qk_norm"): "that queries and keys have norms of their own is not seen",
 }
 
 
