@@ -64,8 +64,8 @@ class QKNorm:
 
     It acts on what goes into the product, so behind rotary positions where a model has them, and inside
     `nn.MultiheadAttention`, whose function then runs step by step. Where a model norms its heads already, it does so
-    only if `at` says so. Raises `NoEffectError` where no attention is found
-    whose product can be reached; the axes of an einsum are not known. Cost: two norms an attention.
+    only if `at` says so. Raises `NoEffectError` where no attention is found whose product can be reached; the axes of
+    an einsum are not known. Cost: two norms an attention.
     Source: Henry et al. 2020; as a layer norm, Dehghani et al. 2023.
 
     >>> import torch, trickbox

@@ -153,7 +153,7 @@ class StochasticDepth:
 
 def _branches(surgery: Surgery, at: Places | None, not_at: Places | None) -> list[Branch]:
     found = surgery.branches(at, not_at)
-    if not surgery.branches(None, None):
+    if not found and not surgery.branches(None, None):
         joined = "joins by concatenation, and " if surgery.anatomy.concatenations else ""
         surgery.remark(f"it {joined}adds no branch to a skip path")
     surgery.require([branch.place for branch in found], "residual branches")

@@ -104,7 +104,7 @@ class SqueezeExcite:
         if gates and self.at is None:
             surgery.remark(f"its blocks have gates of their own already, such as {gates[0].label}")
             return []
-        if self.at is None and not any(branch.spatial for branch in found):
+        if found and self.at is None and not any(branch.spatial for branch in found):
             surgery.remark("its residual branches have no convolutions")
         return [branch for branch in found if branch.spatial or self.at is not None]
 
