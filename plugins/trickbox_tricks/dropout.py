@@ -279,7 +279,11 @@ class Dropout:
 
     def _rate(self, surgery: Surgery, site: Site) -> float:
         own = self.conv if _is_spatial(site) else self.dense
-        return at_depth(self, "p", surgery.depths.share(site.path)) if own is None else own
+        if own is not None:
+            return own
+        if callable(self.p):  # depths take time, and are not found for nothing
+            return at_depth(self, "p", surgery.depths.share(site.path))
+        return self.p
 
     def _kind(self, site: Site) -> str:
         return self.kind if _is_spatial(site) else "element"

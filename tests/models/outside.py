@@ -29,12 +29,15 @@ BOTTLENECK = """
     weight_standardization  replaces conv1 layer1.1.conv{1,2,3} layer{1,2,3,4}.0.{conv1,conv2,conv3,downsample.0}
     squeeze_excite          after layer1.1.bn3 layer{1,2,3,4}.0.bn3
 """
-TRANSFORMER = """
-    residual    refused: it has residual connections already, in 2 blocks from
+NORMED = """
     norms       refused: blocks have norms of their own already
     instance_norm           refused: blocks have norms of their own already
     weight_standardization  refused: its residual branches have no convolutions
     squeeze_excite          refused: its residual branches have no convolutions
+"""
+TRANSFORMER = """
+    residual    refused: it has residual connections already, in 2 blocks from
+    $normed
 """
 BERT = """
     $transformer
@@ -66,7 +69,7 @@ VIT = """
     lora                    after blocks.{0,1}.{attn.qkv,attn.proj,mlp.fc1,mlp.fc2}
 """
 PRELUDES = {"$bottleneck": BOTTLENECK, "$resnet": RESNET, "$bert": BERT, "$llama": LLAMA, "$vit": VIT}
-PRELUDES["$transformer"] = TRANSFORMER
+PRELUDES |= {"$transformer": TRANSFORMER, "$normed": NORMED}
 """The lines that rows of one family share; a row begins with the name of its family, and one may contain another."""
 
 TABLE = """
@@ -230,6 +233,38 @@ torchvision/vgg11_bn
     weight_standardization  replaces features.{0,4,8,11,15,18,22,25}
     squeeze_excite          after features.{1,5,12,19,26}  # the pools end the stages
     lora                    after features.{0,4,8,11,15,18,22,25} classifier.{0,3}
+
+torchvision/squeezenet
+    dropout     after features.0 features.{3,4,6,7,9,10,11}.{squeeze,expand1x1,expand3x3} features.12.squeeze
+                replaces classifier.0  # which serves the layers in front of it
+    residual    refused: it has skips of its own already, by concatenation
+    {norms,instance_norm}  after features.0 features.{3,4,6,7,9,10,11,12}.{squeeze,expand1x1,expand3x3}
+    initialize  features.0.weight features.{3,4,6,7,9,10,11,12}.{squeeze,expand1x1,expand3x3}.weight
+                classifier.1.weight
+    freeze      features
+    branches    refused: adds no branch to a skip path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
+    convert_norm            refused: it has no norms
+    weight_standardization  replaces features.0 features.{3,4,6,7,9,10,11,12}.{squeeze,expand1x1,expand3x3}
+    squeeze_excite          refused: it joins maps by concatenation
+    lora                    after features.0 features.{3,4,6,7,9,10,11,12}.{squeeze,expand1x1,expand3x3}
+
+torchvision/swin
+    residual    refused: it has residual connections already, in 4 blocks from features.1.0 on
+    {norms,instance_norm}  refused: features.0.2 follows, and normalizes its values in another shape
+    weight_standardization  refused: its residual branches have no convolutions
+    squeeze_excite          refused: its residual branches have no convolutions
+    dropout     after features.0.2 inside features.{1,3}.{0,1}.attn:dropout[1] replaces features.{1,3}.{0,1}.mlp.4
+    initialize  features.0.0.weight features.{1,3}.{0,1}.{attn.qkv,attn.proj,mlp.0,mlp.3}.weight
+                features.2.reduction.weight head.weight
+    freeze      features norm
+    stochastic_depth        replaces features.{1,3}.{0,1}.stochastic_depth
+    {layer_scale,re_zero}   after features.{1,3}.{0,1}.stochastic_depth[{0,1}]
+    qk_norm                 before features.{1,3}.{0,1}.attn:matmul[0]
+    attention_dropout       inside features.{1,3}.{0,1}.attn:dropout[0]
+    convert_norm            refused: it is a LayerNorm already
+    lora                    after features.{1,3}.{0,1}.mlp.{0,3}  # the projections are used by a function
 
 timm/mixer
     $transformer
@@ -409,6 +444,41 @@ timm/swin_tiny
     squeeze_excite          refused: its residual branches have no convolutions
     lora                    after layers.{0,1}.blocks.{0,1}.{attn.qkv,attn.proj,mlp.fc1,mlp.fc2}
 
+timm/resnetv2_50
+    dropout     replaces head.drop
+    residual    refused: it has residual connections already
+    {norms,instance_norm}  refused: blocks have norms of their own already
+    convert_norm            refused: it is a BatchNormAct2d, a class whose work only its own code knows  # with the activation inside
+    initialize  stem.conv.weight stages.0.blocks.{0,1}.conv{1,2,3}.weight stages.{1,2,3}.blocks.0.conv{1,2,3}.weight
+                stages.{0,1,2,3}.blocks.0.downsample.conv.weight head.fc.weight
+    freeze      stem stages norm
+    branches    after stages.0.blocks.{0,1}.drop_path stages.{1,2,3}.blocks.0.drop_path
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
+    weight_standardization  replaces stem.conv stages.0.blocks.{0,1}.conv{1,2,3} stages.{1,2,3}.blocks.0.conv{1,2,3}
+                stages.{0,1,2,3}.blocks.0.downsample.conv
+    squeeze_excite          after stages.0.blocks.{0,1}.drop_path stages.{1,2,3}.blocks.0.drop_path
+    lora                    after stages.0.blocks.{0,1}.conv{1,2,3} stages.{1,2,3}.blocks.0.conv{1,2,3}
+
+timm/cait
+    residual    refused: it has residual connections already
+    $normed
+    dropout     replaces pos_drop {blocks,blocks_token_only}.{0,1}.{attn.proj_drop,mlp.drop2}
+    initialize  patch_embed.proj.weight blocks.{0,1}.attn.{qkv,proj,proj_l,proj_w}.weight
+                blocks_token_only.{0,1}.attn.{q,k,v,proj}.weight {blocks,blocks_token_only}.{0,1}.mlp.fc{1,2}.weight
+                head.weight
+    freeze      patch_embed blocks blocks_token_only.{0,1} norm
+    stochastic_depth        after {blocks,blocks_token_only}.{0,1}.drop_path[{0,1}]
+    layer_scale             refused: already
+    re_zero                 after {blocks,blocks_token_only}.{0,1}.drop_path[{0,1}]
+    qk_norm                 before blocks.{0,1}.attn:matmul[0]
+                            blocks_token_only.{0,1}.attn:scaled_dot_product_attention
+    attention_dropout       replaces blocks.{0,1}.attn.attn_drop
+                            inside blocks_token_only.{0,1}.attn:scaled_dot_product_attention
+    convert_norm            refused: it is a LayerNorm already
+    lora                    after blocks.{0,1}.attn.{qkv,proj} blocks_token_only.{0,1}.attn.{q,k,v,proj}
+                {blocks,blocks_token_only}.{0,1}.mlp.fc{1,2}  # what mixes the heads makes no features
+
 transformers/gpt2
     $transformer
     dropout     replaces transformer.drop transformer.h.{0,1}.{attn.resid_dropout,mlp.dropout}
@@ -512,6 +582,80 @@ transformers/vit
     attention_dropout       inside vit.layers.{0,1}.attention:scaled_dot_product_attention
     convert_norm            refused: it is a LayerNorm already
     lora                    after vit.layers.{0,1}.{attention.{q,k,v,o}_proj,mlp.fc{1,2}}
+
+transformers/albert
+    residual    refused: it has residual connections already
+    $normed
+    dropout     replaces albert.embeddings.dropout
+                albert.encoder.albert_layer_groups.0.albert_layers.0.attention.output_dropout
+                after albert.encoder.albert_layer_groups.0.albert_layers.0.ffn_output[{0,1,2}]
+    initialize  albert.encoder.embedding_hidden_mapping_in.weight albert.pooler.weight classifier.weight
+                albert.encoder.albert_layer_groups.0.albert_layers.0.attention.{query,key,value,dense}.weight
+                albert.encoder.albert_layer_groups.0.albert_layers.0.{ffn,ffn_output}.weight
+    freeze      albert
+    branches    after albert.encoder.albert_layer_groups.0.albert_layers.0.attention.output_dropout[{0,1,2}]
+                albert.encoder.albert_layer_groups.0.albert_layers.0.ffn_output[{0,1,2}]
+    qk_norm                 before
+                albert.encoder.albert_layer_groups.0.albert_layers.0.attention[{0,1,2}]:scaled_dot_product_attention
+    attention_dropout       inside
+                albert.encoder.albert_layer_groups.0.albert_layers.0.attention[{0,1,2}]:scaled_dot_product_attention
+    convert_norm            refused: it is a LayerNorm already
+    lora                    after
+                albert.encoder.albert_layer_groups.0.albert_layers.0.attention.{query,key,value,dense}[{0,1,2}]
+                albert.encoder.albert_layer_groups.0.albert_layers.0.{ffn,ffn_output}[{0,1,2}]  # one adapter in all calls
+
+transformers/t5
+    residual    refused: it has residual connections already
+    $normed
+    dropout     replaces {encoder,decoder}.dropout encoder.block.{0,1}.layer.{0,1}.dropout
+                decoder.block.{0,1}.layer.{0,1,2}.dropout
+    initialize  {encoder,decoder}.block.{0,1}.layer.0.SelfAttention.{q,k,v,o}.weight
+                decoder.block.{0,1}.layer.1.EncDecAttention.{q,k,v,o}.weight
+                encoder.block.{0,1}.layer.1.DenseReluDense.w{i,o}.weight
+                decoder.block.{0,1}.layer.2.DenseReluDense.w{i,o}.weight
+    freeze      {encoder,decoder}.{block.0,block.1,final_layer_norm}  # the words are the head
+    branches    after encoder.block.{0,1}.layer.{0,1}.dropout decoder.block.{0,1}.layer.{0,1,2}.dropout
+    qk_norm                 before {encoder,decoder}.block.{0,1}.layer.0.SelfAttention:scaled_dot_product_attention
+                decoder.block.{0,1}.layer.1.EncDecAttention:scaled_dot_product_attention
+    attention_dropout       inside {encoder,decoder}.block.{0,1}.layer.0.SelfAttention:scaled_dot_product_attention
+                decoder.block.{0,1}.layer.1.EncDecAttention:scaled_dot_product_attention
+    convert_norm            refused: a class whose work only its own code knows
+    lora                    after {encoder,decoder}.block.{0,1}.layer.0.SelfAttention.{q,k,v,o}
+                decoder.block.{0,1}.layer.1.EncDecAttention.{q,k,v,o}
+                encoder.block.{0,1}.layer.1.DenseReluDense.w{i,o} decoder.block.{0,1}.layer.2.DenseReluDense.w{i,o}
+
+transformers/bart
+    residual    refused: it has residual connections already, in 4 blocks from model.encoder.layers.0 on
+    $normed
+    dropout     inside model.{encoder,decoder}:dropout model.encoder.layers.{0,1}:dropout[{0,2}]
+                model.decoder.layers.{0,1}:dropout[{0,1,3}]  # those behind fc1 are the model's own affair
+    initialize  model.{encoder,decoder}.layers.{0,1}.self_attn.{q,k,v,out}_proj.weight
+                model.decoder.layers.{0,1}.encoder_attn.{q,k,v,out}_proj.weight
+                model.{encoder,decoder}.layers.{0,1}.fc{1,2}.weight
+    freeze      model.{encoder,decoder}.{embed_positions,layernorm_embedding,layers.0,layers.1}  # words are the head
+    branches    before model.encoder.layers.{0,1}:add[{0,1}] model.decoder.layers.{0,1}:add[{0,1,2}]
+    qk_norm                 before model.{encoder,decoder}.layers.{0,1}.self_attn:scaled_dot_product_attention
+                model.decoder.layers.{0,1}.encoder_attn:scaled_dot_product_attention
+    attention_dropout       inside model.{encoder,decoder}.layers.{0,1}.self_attn:scaled_dot_product_attention
+                model.decoder.layers.{0,1}.encoder_attn:scaled_dot_product_attention
+    convert_norm            refused: it is a LayerNorm already
+    lora                    after model.{encoder,decoder}.layers.{0,1}.self_attn.{q,k,v,out}_proj
+                model.decoder.layers.{0,1}.encoder_attn.{q,k,v,out}_proj
+                model.{encoder,decoder}.layers.{0,1}.fc{1,2}
+
+transformers/mamba
+    residual    refused: it has residual connections already, in 2 blocks from backbone.layers.0 on
+    {norms,instance_norm}  refused: blocks have norms of their own already
+    dropout     after backbone.embeddings backbone.layers.{0,1}.mixer.out_proj
+    initialize  backbone.layers.{0,1}.mixer.{in_proj,conv1d,x_proj,dt_proj,out_proj}.weight
+    freeze      backbone.layers.{0,1} backbone.norm_f  # the words are the head
+    branches    after backbone.layers.{0,1}.mixer
+    qk_norm                 refused: it has no attention
+    attention_dropout       refused: it has no attention
+    convert_norm            refused: a class whose work only its own code knows
+    weight_standardization  refused: it has no convolutions  # the weight of its only one is used by a function
+    squeeze_excite          refused: its residual branches have no convolutions  # and means over time would see what follows
+    lora                    after backbone.layers.{0,1}.mixer.{in_proj,x_proj,out_proj}  # dt_proj is used as a factor
 """
 
 
