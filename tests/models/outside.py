@@ -448,7 +448,7 @@ timm/resnetv2_50
     dropout     replaces head.drop
     residual    refused: it has residual connections already
     {norms,instance_norm}  refused: blocks have norms of their own already
-    convert_norm            refused: it is a BatchNormAct2d, a class whose work only its own code knows  # with the activation inside
+    convert_norm            refused: a class whose work only its own code knows  # a BatchNormAct2d, with the activation
     initialize  stem.conv.weight stages.0.blocks.{0,1}.conv{1,2,3}.weight stages.{1,2,3}.blocks.0.conv{1,2,3}.weight
                 stages.{0,1,2,3}.blocks.0.downsample.conv.weight head.fc.weight
     freeze      stem stages norm
@@ -602,7 +602,7 @@ transformers/albert
     convert_norm            refused: it is a LayerNorm already
     lora                    after
                 albert.encoder.albert_layer_groups.0.albert_layers.0.attention.{query,key,value,dense}[{0,1,2}]
-                albert.encoder.albert_layer_groups.0.albert_layers.0.{ffn,ffn_output}[{0,1,2}]  # one adapter in all calls
+                albert.encoder.albert_layer_groups.0.albert_layers.0.{ffn,ffn_output}[{0,1,2}]  # one adapter each
 
 transformers/t5
     residual    refused: it has residual connections already
@@ -654,7 +654,7 @@ transformers/mamba
     attention_dropout       refused: it has no attention
     convert_norm            refused: a class whose work only its own code knows
     weight_standardization  refused: it has no convolutions  # the weight of its only one is used by a function
-    squeeze_excite          refused: its residual branches have no convolutions  # and means over time would see what follows
+    squeeze_excite          refused: its residual branches have no convolutions  # means would see what follows
     lora                    after backbone.layers.{0,1}.mixer.{in_proj,x_proj,out_proj}  # dt_proj is used as a factor
 """
 
