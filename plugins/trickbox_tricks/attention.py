@@ -97,11 +97,16 @@ class QKNorm:
         surgery.require(acted, "attentions whose queries and keys can be reached")
 
 
-def _own(surgery: Surgery, attention: Site, width: int) -> Site | None:
-    """A norm of heads of this width that the module of an attention has already."""
-    inside = f"{attention.path}." if attention.path else ""
-    norms = (norm for norm in surgery.anatomy.norms if norm.path.startswith(inside))
-    return next((norm for norm in norms if norm.input_shape[-1:] == (width,)), None)
+def _own(surgery: Surgery, product: Site) -> Site | None:
+    """A norm of the model's own from which nothing that maps features leads to the product of an attention."""
+    maps = surgery.anatomy.maps
+    for norm in surgery.anatomy.norms:
+        for later in surgery.tape.following(norm.event):
+            if later.number == product.event.number:
+                return norm
+            if later.number in maps:
+                break
+    return None
 
 
 def _norm(surgery: Surgery, attention: Site, kind: type[nn.Module], shared: bool, spare: bool) -> bool:
@@ -121,7 +126,7 @@ def _norm(surgery: Surgery, attention: Site, kind: type[nn.Module], shared: bool
         surgery.skip(attention, f"queries and keys are multiplied in {where}")
         return False
     queries, keys = FACTORS[product.function]
-    own = _own(surgery, attention, product.event.input_shapes[queries][-1]) if spare else None
+    own = _own(surgery, product) if spare else None
     if own is not None:
         surgery.skip(attention, f"its queries and keys have norms of their own already, such as {own.label}")
         return False
