@@ -309,5 +309,5 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_at_once(tmp_path: Path) ->
     assert "KeyboardInterrupt" in errors
     kept = list(tmp_path.rglob("runs/*/*.json"))
     assert kept
-    assert all(json.loads(file.read_text())["status"] == "ok" for file in kept)
+    assert all(json.loads(file.read_text())["result"]["status"] == "ok" for file in kept)
     assert is_gone(process.pid), "a worker goes on alone"

@@ -150,8 +150,8 @@ def attend_with_heads(
     q, k, more = queries(q), keys(k), int(bias_k is not None) + int(add_zero_attn)
     if add_zero_attn:
         k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
-    mask, kept = _mask(attn_mask, key_padding_mask, q, more), list[Tensor]()
-    own = dropout_p if training else 0.0
+    mask, own = _mask(attn_mask, key_padding_mask, q, more), dropout_p if training else 0.0
+    kept: list[Tensor] = []
 
     def keep(drawn: Tensor) -> Tensor:
         kept.append(probabilities(drawn) if probabilities is not None else F.dropout(drawn, own))
