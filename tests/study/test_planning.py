@@ -28,6 +28,8 @@ def test_seeds_fill_the_budget_and_no_more() -> None:
     assert plan.seeds == 20
     assert plan.time(plan.seeds) == 100.0
     assert made(budget=99.9).seeds == 19
+    assert (made(trials=10).seeds, made(trials=10).time(18)) == (18, 100.0)
+    assert "5 runs a seed and 10 trials, 2 s each" in str(made(trials=10))
 
 
 def test_what_it_sees_is_called_in_four_of_five_studies() -> None:

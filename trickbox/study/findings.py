@@ -28,4 +28,4 @@ class Findings(Outcome):
         """Write the report, one HTML file that needs nothing else, and return its path. Takes a few seconds."""
         from trickbox.study import report  # matplotlib is slow to import, and not every study is printed
 
-        return report.save(self, Path(path))
+        return report.save(self, self.confirmed, Path(path))

@@ -32,15 +32,17 @@ class Plan:
     comparisons: int
     workers: int
     budget: float
+    trials: int = 0
+    """Runs by which arms choose their settings first, however many seeds follow."""
 
     def time(self, seeds: int) -> float:
         """Seconds that a study on so many seeds takes."""
-        return seeds * self.runs * self.seconds / self.workers
+        return (self.trials + seeds * self.runs) * self.seconds / self.workers
 
     @property
     def seeds(self) -> int:
         """The most seeds that fit into the budget."""
-        return max(0, math.floor(self.budget * self.workers / (self.runs * self.seconds)))
+        return max(0, math.floor((self.budget * self.workers / self.seconds - self.trials) / self.runs))
 
     def detectable(self, seeds: int) -> float:
         """The smallest effect that four of five such studies would call, in the metric's unit.
@@ -57,11 +59,12 @@ class Plan:
         head = ("seeds", "time", f"sees, in {self.metric.unit or self.metric.label}", "")
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
-        spread = words.number(self.deviation)
+        trials = f" and {self.trials} trials" if self.trials else ""
+        spread = f"{words.number(self.deviation)} {self.metric.unit}".rstrip()
         return "\n".join(
             [
-                f"{self.runs} runs a seed, {duration(self.seconds)} each on {self.workers} workers; the baseline "
-                f"spreads by about {spread} {self.metric.unit}".rstrip(),
+                f"{self.runs} runs a seed{trials}, {duration(self.seconds)} each on {self.workers} workers; the baseline "
+                f"spreads by about {spread}",
                 f"budget {duration(self.budget)}: "
                 + (f"{self.seeds} seeds" if self.seeds >= LEAST else f"too little, {LEAST} seeds are the fewest"),
                 "",

@@ -24,7 +24,6 @@ from trickbox.trick import to_config
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from trickbox.study.findings import Findings
     from trickbox.study.outcome import Outcome
 
 _STYLE = """
@@ -40,21 +39,21 @@ pre { font-size: 0.8rem; overflow-x: auto; } summary { cursor: pointer; }
 """
 
 
-def save(outcome: Findings, path: Path) -> Path:
+def save(outcome: Outcome, confirmed: Outcome | None, path: Path) -> Path:
     """Write the report to *path*, whole or not at all. Raises `ConfigError` for a name that does not end in .html."""
     if path.suffix not in (".html", ".htm"):
         raise ConfigError(f"report: the file must end in .html, got {str(path)!r}")
-    write_whole(path, render(outcome))
+    write_whole(path, render(outcome, confirmed))
     return path
 
 
-def render(outcome: Findings) -> str:
-    """Return the report as HTML."""
+def render(outcome: Outcome, confirmed: Outcome | None = None) -> str:
+    """Return the report as HTML; *confirmed* is what the winner did on fresh seeds."""
     heading = words.title(outcome)
     sections = [
         f"<h1>{escape(outcome.task.name)}: which tricks help?</h1><p class='facts'>{escape(heading)}</p>",
         *(f"<p class='answer'>{escape(line)}</p>" for line in words.answer(outcome)),
-        *(f"<p class='answer'>{escape(line)}</p>" for line in words.confirmation(outcome.confirmed)),
+        *(f"<p class='answer'>{escape(line)}</p>" for line in words.confirmation(confirmed)),
         _section("Each in a sentence", _sentences(outcome)),
         *_pictures(outcome),
         _section("Arms", _arms(outcome)),

@@ -23,7 +23,7 @@ from trickbox.study.spec import Spec, part_of_task, plan, versions
 from trickbox.study.store import MemoryStore, Store, open_store
 from trickbox.study.store import Outcome as Result
 from trickbox.study.task import METRICS, Metric, Task
-from trickbox.study.tuning import Tuning, settings_of, tuned
+from trickbox.study.tuning import SEEDS, Tuning, settings_of, tuned
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -110,7 +110,7 @@ class Study:
         *found* is what `run` gave, the others are as there. The best of many looks better than it is; on seeds that had
         no part in the choice it does not. None, and the test set stays unread, where no arm helps.
         """
-        helping = [each for each in found.comparisons if each.verdict == "helps"]
+        helping = [each for each in found.comparisons if each.verdict == "helps" and each.arm != designs.PLACEBO]
         if not helping:
             return None
         best = max(helping, key=lambda each: each.inference.mean)
@@ -139,6 +139,7 @@ class Study:
             comparisons=sum(arm.control is not None and arm.name != designs.PLACEBO for arm in self.arms),
             workers=how.get("workers") or runner.cores(),
             budget=seconds,
+            trials=len(self.settings) * SEEDS * sum(arm.name != designs.PLACEBO for arm in self.arms),
         )
 
     def _tuned(self, how: How) -> Tuning:
