@@ -63,8 +63,8 @@ class Plan:
         spread = f"{words.number(self.deviation)} {self.metric.unit}".rstrip()
         return "\n".join(
             [
-                f"{self.runs} runs a seed{trials}, {duration(self.seconds)} each on {self.workers} workers; the baseline "
-                f"spreads by about {spread}",
+                f"{self.runs} runs a seed{trials}, {duration(self.seconds)} each on {self.workers} workers; "
+                f"the baseline spreads by about {spread}",
                 f"budget {duration(self.budget)}: "
                 + (f"{self.seeds} seeds" if self.seeds >= LEAST else f"too little, {LEAST} seeds are the fewest"),
                 "",
