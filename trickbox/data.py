@@ -257,7 +257,7 @@ def length(source: Source) -> int | None:
 
 
 def check_finite(name: str, inputs: Any, targets: Any) -> None:
-    """Raise `DataError` where a tensor holds NaN or infinity. Memory: a few times `CHECKED_AT_ONCE`, however large."""
+    """Raise `DataError` where a tensor holds NaN or infinity. Memory: a few times `CHECKED_AT_ONCE`."""
     for part, nest in (("inputs", inputs), ("targets", targets)):
         for tensor in tensors(nest):
             if tensor.is_floating_point() and (count := int(_not_finite(tensor))):

@@ -53,7 +53,10 @@ class Pair(nn.Module):
 def test_where_no_constant_fits_there_is_no_guess() -> None:
     data = torch.zeros(10, 4), torch.zeros(10, dtype=torch.long)
 
+    arrays: Any = tuple(part.numpy() for part in data)
+
     assert guess(Pair(), data, data, nn.CrossEntropyLoss()) == {}
+    assert guess(nn.Linear(4, 2), arrays, arrays, nn.CrossEntropyLoss()) == {}
     assert not is_guessing({"accuracy": 0.0}, {}, samples=10)
 
 

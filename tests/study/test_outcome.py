@@ -167,6 +167,15 @@ def test_fewer_than_six_pairs_decide_nothing(make_outcome: Make, n: int) -> None
     assert "*" not in outcome.table()
 
 
+def test_an_interval_that_only_normality_supports_is_not_laid_to_other_comparisons(make_outcome: Make) -> None:
+    base = np.full(6, 0.5)
+    found = of(make_outcome({"baseline": base, "a": base + np.array([0.1, 0.11, 0.09, 0.1, 0.12, -0.01])}), "a")
+
+    assert found.low > 0
+    assert (found.family, found.verdict) == (1, "inconclusive")
+    assert "inconclusive: the interval alone says so, and it rests on normality" in words.sentence(found)
+
+
 APART = {"tied": {"weights": "others"}}
 """Two arms that tie in what is measured, with other weights."""
 

@@ -33,6 +33,12 @@ def task(seed, lr=0.02, max_epochs=3, file=None):
 """
 KINDS = {
     "regression": CURVE,
+    "arrays": """
+def task(seed, max_epochs=2):
+    x, y = torch.randn(60, 4).numpy(), (torch.arange(60) % 2).numpy()
+    model = nn.Linear(4, 2)
+    return model, ((x[:40], y[:40]), (x[40:], y[40:])), nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1)
+""",
     "classes": """
 def task(seed, max_epochs=2):
     x, y = torch.randn(90, 4), torch.arange(90) % 3

@@ -40,7 +40,7 @@ def guess(
 ) -> dict[str, float]:
     """The metrics on *data* of the best constant output: that of the least *loss* on the targets of *train*.
 
-    Empty where *model* gives no plain tensor of one row a sample, or where no such output can be found. Cost: a few
+    Empty where inputs, targets or outputs are no plain tensors, or where no such output can be found. Cost: a few
     dozen losses over the targets.
 
     >>> data = torch.zeros(9, 2), torch.tensor([0, 1, 2] * 3)
@@ -49,6 +49,8 @@ def guess(
     (0.333, 1.099)
     """
     inputs, targets = train
+    if not all(isinstance(part, Tensor) for part in train):  # arrays, say, as `fit` takes them too
+        return {}
     with evaluating(model), torch.no_grad(), forked(0):
         outputs = call(model, inputs[:2].to(next((p.device for p in model.parameters()), inputs.device)))
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.shape[:1] != targets[:2].shape[:1]:

@@ -99,6 +99,8 @@ def _why_not(comparison: Comparison) -> str:
     found = comparison.inference
     if found.n < LEAST:
         return f": fewer than {LEAST} pairs decide nothing" if found.n else ", for want of pairs"
+    if (found.low > 0 or found.high < 0) and comparison.family == 1:
+        return ": the interval alone says so, and it rests on normality"
     if found.low > 0 or found.high < 0:
         return f": an effect taken alone, but among {comparison.family} comparisons chance can do it"
     if not math.isfinite(found.detectable):
