@@ -50,9 +50,14 @@ def units(value: float, metric: Metric) -> str:
 
 def sentence(comparison: Comparison) -> str:
     """Say what a comparison found in one sentence: effect, interval, verdict, cost, and what went wrong."""
-    subject = comparison.arm if comparison.control == "baseline" else f"{comparison.arm} (next to {comparison.control})"
     found = [conclusion(comparison), *_costs(comparison), *_failures(comparison)]
-    return f"{subject}: {_effect(comparison)}: {'; '.join(found)}."
+    return f"{subject(comparison)}: {_effect(comparison)}: {'; '.join(found)}."
+
+
+def subject(comparison: Comparison) -> str:
+    """Name what a comparison asks of: the arm, and its control where that is not the baseline."""
+    beside = "" if comparison.control == "baseline" else f" (next to {comparison.control})"
+    return comparison.arm + beside
 
 
 def _effect(comparison: Comparison) -> str:
