@@ -277,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", type=float, help="the smallest effect of interest (default: the metric's, 1 point)"
     )
     command.add_argument("--metric", help="what is compared: accuracy or loss (default: the task's)")
-    command.add_argument("--design", help="add_one (the default) or leave_one_out")
+    command.add_argument("--design", help="add_one (the default), leave_one_out, dose, factorial, screen or shapley")
     command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
     command.add_argument(
         "--tune", action="append", metavar="NAME=A,B", help="let each arm choose, such as lr=0.001,0.003,0.01"

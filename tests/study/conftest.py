@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from study.made import made_plan, made_run
 
-from trickbox.study.design import Arm
+from trickbox.study.design import Arm, Question, paired
 from trickbox.study.findings import Findings
 from trickbox.study.looks import Looks
 from trickbox.study.task import ACCURACY, Metric
@@ -48,11 +48,14 @@ def make_outcome() -> Callable[..., Findings]:
         controls: Mapping[str, str | None] = {"baseline": None},
         facts: Mapping[str, dict[str, Any]] = {},
         plans: Sequence[dict[str, Any]] = (),
+        questions: tuple[Question, ...] = (),
     ) -> Findings:
+        arms = [Arm(arm, control=controls.get(arm, "baseline")) for arm in values]
         return Findings(
             task=Waveforms(fresh_samples=30),
             design="add_one",
-            arms=tuple(Arm(arm, control=controls.get(arm, "baseline")) for arm in values),
+            arms=tuple(arms),
+            questions=questions or paired(arms).questions,
             seeds=tuple(range(len(next(iter(values.values()))))),
             metric=metric,
             margin=margin,

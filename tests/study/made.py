@@ -39,5 +39,5 @@ def made_plan(margin: float = 1.0, seeds: int = 10, arms: Sequence[str] = (), fi
         "margin": margin,
         "seeds": list(range(seeds)),
         "arms": {name: name for name in ("baseline", *arms)},
-        "controls": {"baseline": None, **dict.fromkeys(arms, "baseline")},
+        "questions": {"effect": [{name: 1.0, "baseline": -1.0} for name in arms]},
     }

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what dask imports
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-SPECS = plan(Waveforms(samples=90, max_epochs=2, fresh_samples=60), add_one(["dropout"]), [0, 1])
+SPECS = plan(Waveforms(samples=90, max_epochs=2, fresh_samples=60), add_one(["dropout"]).arms, [0, 1])
 
 
 def bits(executor: Executor) -> str:

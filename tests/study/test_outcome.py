@@ -24,7 +24,7 @@ Make = Callable[..., Findings]
 
 
 def of(outcome: Findings, arm: str) -> Comparison:
-    return next(comparison for comparison in outcome.comparisons if comparison.arm == arm)
+    return next(comparison for comparison in outcome.comparisons if comparison.name == arm)
 
 
 def test_values_are_in_the_unit_of_the_metric(make_outcome: Make) -> None:
@@ -42,12 +42,12 @@ def test_a_comparison_is_a_paired_t_test_of_points(outcome: Findings) -> None:
 
     assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))
     assert found.mean == pytest.approx(found.differences.mean())
-    assert (found.n, found.runs, found.parameters) == (10, 10, 96)
+    assert (found.n, found.runs, found.parameters) == (10, (10, 10), 96)
     assert found.time_ratio == pytest.approx(1.5)
 
 
 def test_every_verdict_is_reached(outcome: Findings) -> None:
-    assert {comparison.arm: comparison.verdict for comparison in outcome.comparisons} == {
+    assert {comparison.name: comparison.verdict for comparison in outcome.comparisons} == {
         "placebo": "equivalent",
         "helper": "helps",
         "<b>hurter</b> & co": "hurts",
@@ -58,7 +58,7 @@ def test_every_verdict_is_reached(outcome: Findings) -> None:
 
 
 def test_p_values_are_adjusted_for_all_arms_but_the_placebo(outcome: Findings) -> None:
-    arms = [comparison.arm for comparison in outcome.comparisons if comparison.arm != "placebo"]
+    arms = [comparison.name for comparison in outcome.comparisons if comparison.name != "placebo"]
     differences = np.stack([outcome.value(arm) - outcome.value("baseline") for arm in arms], axis=1)
 
     assert [of(outcome, arm).p for arm in arms] == pytest.approx(list(stats.max_t(differences)))
@@ -150,7 +150,7 @@ def test_what_chance_can_do_among_many_is_called_inconclusive_wherever_it_stands
         "word": found.verdict,
         "sentence": words.sentence(found).partition("): ")[2],
         "table": next(line for line in outcome.table().splitlines() if line.startswith("lucky")),
-        "raw": next(each["verdict"] for each in raw(outcome)["comparisons"] if each["arm"] == "lucky"),
+        "raw": next(each["verdict"] for each in raw(outcome)["comparisons"] if each["name"] == "lucky"),
     }[where]
     assert "inconclusive" in said
     assert "helps" not in said
@@ -276,11 +276,11 @@ def test_a_seed_that_stands_apart_is_named_with_what_the_others_show(make_outcom
 def test_the_answer_comes_first_and_leaves_nobody_out(outcome: Findings) -> None:
     lines = words.answer(outcome)
 
-    assert [line.partition(":")[0] for line in lines] == [*words._ANSWERS.values(), "Failed of 10 runs each"]
-    assert lines[-1] == "Failed of 10 runs each: failing 1, baseline 0."
+    assert [line.partition(":")[0] for line in lines] == [*words._ANSWERS.values(), "Failed runs"]
+    assert lines[-1] == "Failed runs: failing 1 of 10, its control 0 of 10."
     assert lines[0].startswith("Helps: helper +4.55 points (+3.89 to +5.20), failing +")
     assert all(
-        sum(each.arm in line for line in lines[:-1]) == 1 for each in outcome.comparisons if each.arm != "placebo"
+        sum(each.name in line for line in lines[:-1]) == 1 for each in outcome.comparisons if each.name != "placebo"
     )
 
 
@@ -299,7 +299,7 @@ def test_the_table_is_aligned_and_fits(outcome: Findings) -> None:
 
     assert max(map(len, lines)) <= 100
     for comparison in outcome.comparisons:
-        row = next(line for line in lines[4:] if line.startswith(comparison.arm[:15]))
+        row = next(line for line in lines[4:] if line.startswith(comparison.name[:15]))
         assert row[head.index("verdict") :].startswith(comparison.verdict)
 
 

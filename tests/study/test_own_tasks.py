@@ -183,7 +183,8 @@ def test_a_worker_makes_it_again_from_its_file(write: Write) -> None:
 def test_without_a_test_set_the_winner_is_confirmed_on_fresh_seeds_alone(write: Write, here: Any) -> None:
     arms = [Arm("short", control=None), Arm("long", overrides={"max_epochs": 6}, control="short")]
     study = Study(write(CURVE), arms, seeds=2)
-    helps: Any = SimpleNamespace(verdict="helps", arm="long", control="short", inference=SimpleNamespace(mean=1.0))
+    asked: Any = {"name": "long", "question": study.questions[-1]}
+    helps: Any = SimpleNamespace(verdict="helps", inference=SimpleNamespace(mean=1.0), **asked)
 
     confirmed = study.confirm(cast(Any, SimpleNamespace(comparisons=[helps], arms=study.arms)), executor=here)
 

@@ -76,7 +76,7 @@ def test_a_run_depends_on_its_spec_alone_and_leaves_nothing_behind(two_threads: 
 
 
 def test_a_placebo_changes_no_bit() -> None:
-    baseline, placebo = (run_spec(spec.to_json()) for spec in plan(SMALL, add_one([]), [0]))
+    baseline, placebo = (run_spec(spec.to_json()) for spec in plan(SMALL, add_one([]).arms, [0]))
 
     assert baseline["metrics"] == placebo["metrics"]
     assert baseline["curves"] == placebo["curves"]
@@ -102,7 +102,7 @@ def test_an_error_is_a_result() -> None:
 
 
 def test_what_is_stored_is_not_trained_again(here: Any, tmp_path: Path) -> None:
-    specs = plan(SMALL, add_one([]), [0])
+    specs = plan(SMALL, add_one([]).arms, [0])
     done: list[str] = []
 
     first = execute(specs, FolderStore(tmp_path), executor=here, on_done=lambda spec, _: done.append(spec.arm))
@@ -262,7 +262,7 @@ def is_gone(group: int) -> bool:
 
 @pytest.mark.slow
 def test_results_are_the_same_bits_here_and_in_any_number_of_processes(here: Any) -> None:
-    specs = plan(SMALL, add_one(["dropout"]), [0, 1])
+    specs = plan(SMALL, add_one(["dropout"]).arms, [0, 1])
     variable = os.environ.get("OMP_NUM_THREADS")
 
     inside = execute(specs, MemoryStore(), executor=here)

@@ -23,7 +23,7 @@ from trickbox.validators import places
 
 
 def planned(**fields: object) -> list[Spec]:
-    return plan(Waveforms(**fields), add_one(["dropout"]), seeds=(0, 7))  # type: ignore[arg-type]
+    return plan(Waveforms(**fields), add_one(["dropout"]).arms, seeds=(0, 7))  # type: ignore[arg-type]
 
 
 def test_all_arms_of_a_seed_come_before_the_next_seed() -> None:

@@ -23,7 +23,7 @@ def test_a_study_trains_once_and_says_what_it_found(here: Any, tmp_path: Path) -
     assert here.count == 6
     assert (first.looks.count, again.looks.count) == (1, 2)
     assert dumps(dict(first.runs("dropout")[0])) == dumps(dict(again.runs("dropout")[0]))
-    assert [comparison.arm for comparison in first.comparisons] == ["placebo", "dropout"]
+    assert [comparison.name for comparison in first.comparisons] == ["placebo", "dropout"]
     assert first.comparisons[0].is_identical
     assert [run["metrics"]["accuracy"] for run in first.runs("dropout")] != [0.0, 0.0]
     assert first.save(tmp_path / "report.html").is_file()
@@ -60,7 +60,7 @@ def test_what_runs_warned_of_is_said_once_and_with_its_arm(here: Any, capfd: Any
 
     outcome = Study(ragged, ["batch_norm", "dropout"], seeds=2).run(executor=here)
 
-    notes = {comparison.arm: words.notes(comparison) for comparison in outcome.comparisons}
+    notes = {comparison.name: words.notes(comparison) for comparison in outcome.comparisons}
     (note,) = [note for note in notes["batch_norm"] if "warned" in note]
     assert note.startswith("batch_norm: warned: batch_norm: the last batch of an epoch has ")
     assert not [note for note in notes["dropout"] if "warned" in note]

@@ -72,7 +72,8 @@ def test_the_report_shows_all_settings(here: Any, tmp_path: Any) -> None:
 def test_the_winner_is_confirmed_at_its_own_setting(here: Any) -> None:
     study = Study(SMALL, ["dropout"], seeds=2, tune=RATES)
     found = study.run(executor=here)
-    helps = SimpleNamespace(verdict="helps", arm="dropout", control="baseline", inference=SimpleNamespace(mean=1.0))
+    asked = {"name": "dropout", "question": found.questions[-1]}
+    helps = SimpleNamespace(verdict="helps", inference=SimpleNamespace(mean=1.0), **asked)
 
     confirmed = study.confirm(cast(Any, SimpleNamespace(comparisons=[helps], arms=found.arms)), executor=here)
 

@@ -67,7 +67,7 @@ def test_every_arm_acts_on_the_plain_network(arms):
     ],
 )
 def test_the_course_runs_at_its_own_rates_and_epochs(name, control, lr, max_epochs):
-    arm = next(arm for arm in add_one(course()) if arm.name == name)
+    arm = next(arm for arm in add_one(course()).arms if arm.name == name)
     task = Waveforms(**arm.overrides)
     assert (arm.control, task.lr, task.max_epochs, task.noise) == (control, lr, max_epochs, 0.05)
 

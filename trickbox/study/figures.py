@@ -57,7 +57,7 @@ def _forest_row(axes: Axes, row: int, comparison: Comparison) -> None:
 
 
 def _against(comparison: Comparison) -> str:
-    return comparison.arm if comparison.control == BASELINE else f"{comparison.arm}\nnext to {comparison.control}"
+    return words.subject(comparison).replace(" (next to ", "\n(next to ")
 
 
 def trials(outcome: Outcome) -> Figure:
@@ -172,7 +172,7 @@ def _cross(axes: Axes, comparison: Comparison, number: int) -> None:
     marker, size = f"${number}$", 8 if number < 10 else 12
     place = ([comparison.time_ratio], [comparison.mean])
     axes.plot(*place, "o", color="white", alpha=0.8, markersize=13, markeredgewidth=0)
-    axes.plot(*place, marker=marker, linestyle="", color=color, markersize=size, label=comparison.arm)
+    axes.plot(*place, marker=marker, linestyle="", color=color, markersize=size, label=comparison.name)
 
 
 def losses(outcome: Outcome, arm: str = BASELINE) -> Figure:
@@ -234,8 +234,8 @@ def _clean(axes: Axes, left: bool = True) -> None:
 def alternative_texts(outcome: Outcome) -> dict[str, str]:
     """Say what each picture shows, for readers who cannot see it."""
     known = [each for each in outcome.comparisons if each.n]
-    effects = "; ".join(f"{each.arm} {words.number(each.mean, sign=True)} ({each.verdict})" for each in known)
-    costs = "; ".join(f"{each.arm} {each.time_ratio:.2f} times the control's" for each in known)
+    effects = "; ".join(f"{each.name} {words.number(each.mean, sign=True)} ({each.verdict})" for each in known)
+    costs = "; ".join(f"{each.name} {each.time_ratio:.2f} times the control's" for each in known)
     return {
         "forest": f"Forest plot of differences in {outcome.metric.label_and_unit}: {effects}.",
         "trials": "What each arm reached at every setting that was tried.",

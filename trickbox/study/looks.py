@@ -8,8 +8,6 @@ from typing import Any
 
 from attrs import frozen
 
-from trickbox.study.design import PLACEBO
-
 Plan = Mapping[str, Any]
 
 
@@ -17,11 +15,13 @@ Plan = Mapping[str, Any]
 class Looks:
     """The looks at one task that a store knows, by their plans; the last is this one.
 
-    >>> first = {"task": "t", "final": False, "metric": "accuracy", "margin": 1.0, "seeds": [0, 1], "arms": {"b": 1}}
-    >>> second = first | {"arms": {"b": 1, "c": 2}, "controls": {"c": "b"}, "seeds": [0, 1, 2], "margin": 5.0}
-    >>> looks = Looks([first | {"controls": {}}, second])
-    >>> looks.count, looks.asked, looks.are_sequential, looks.earlier_margins
-    (2, 1, False, [1.0])
+    >>> ask = {"b": {"arm": 1.0, "base": -1.0}, "c": {"other": 1.0, "base": -1.0}}
+    >>> first = {"task": "t", "final": False, "metric": "accuracy", "margin": 1.0, "seeds": [0, 1]}
+    >>> first |= {"questions": {"effect": [ask["b"]]}}
+    >>> second = first | {"questions": {"effect": list(ask.values())}, "seeds": [0, 1, 2], "margin": 5.0}
+    >>> looks = Looks([first, second])
+    >>> looks.count, looks.asked("effect"), looks.are_sequential, looks.earlier_margins
+    (2, 2, True, [1.0])
     """
 
     plans: Sequence[Plan]
@@ -37,17 +37,16 @@ class Looks:
         """How many looks there were at the same set, this one included."""
         return len(self._same)
 
-    @property
-    def asked(self) -> int:
-        """How many different comparisons were looked at in all of them."""
-        return len(set().union(*map(comparisons, self._same)))
+    def asked(self, family: str) -> int:
+        """How many different questions of a family were asked in all of them."""
+        return len(set().union(*(_asked(plan, family) for plan in self._same)))
 
     @property
     def are_sequential(self) -> bool:
-        """Whether one of these comparisons was looked at before on other seeds: then seeds were added after a look."""
+        """Whether one of these questions was asked before of other seeds: then seeds were added after a look."""
         this = self.plans[-1]
-        mine = comparisons(this)
-        return any(plan["seeds"] != this["seeds"] and mine & comparisons(plan) for plan in self._same)
+        others = [plan for plan in self._same if plan["seeds"] != this["seeds"]]
+        return any(_asked(this, family) & _asked(plan, family) for plan in others for family in this["questions"])
 
     @property
     def earlier_margins(self) -> list[float]:
@@ -57,11 +56,6 @@ class Looks:
         return [margin for margin in dict.fromkeys(found) if margin != this["margin"]]
 
 
-def comparisons(plan: Plan) -> set[str]:
-    """The comparisons of a plan, each as text: metric, arm and control, whatever their names; not the placebo."""
-    arms, controls = plan["arms"], plan["controls"]
-    return {
-        json.dumps([plan["metric"], arms[name], arms[control]], sort_keys=True)
-        for name, control in controls.items()
-        if control is not None and name != PLACEBO
-    }
+def _asked(plan: Plan, family: str) -> set[str]:
+    """The questions of a family in a plan, each as text: the metric and the arms' weights, whatever their names."""
+    return {json.dumps([plan["metric"], weights], sort_keys=True) for weights in plan["questions"].get(family, [])}

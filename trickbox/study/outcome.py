@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from attrs import define, frozen
 
 from trickbox.errors import ConfigError, near
 from trickbox.study import stats
-from trickbox.study.design import PLACEBO, Arm
+from trickbox.study.design import PLACEBO, Arm, Question
 from trickbox.study.looks import Looks
 from trickbox.study.stats import Array
 from trickbox.study.store import Outcome as Result
@@ -23,18 +23,18 @@ from trickbox.study.verdicts import Inference, Verdict, infer
 
 @frozen(eq=False)
 class Comparison:
-    """One arm against its control over the seeds that both came through; effects in the metric's unit, as measured.
+    """The answer to one question over the seeds whose runs all came through; effects in the metric's unit, as measured.
 
     `differences` has one entry for each seed, nan where a run failed. `inference` has the signs turned so that
-    positive is better; its verdict and p hold for all `family` comparisons together. `time_ratio` compares the median
-    epoch, with its 95 % interval `time_low` to `time_high`; `parameters` is how many the arm has more. `failures`
-    counts failed runs of the arm and of its control, among `runs` each, and `collapses` those of them that learned
-    nothing; `all_runs` is the inference with every failed run scored as guessing, where any failed. `same_bits` counts
-    the seeds whose weights ended in the same bits, `outliers` names those whose difference stands far apart.
+    positive is better; its verdict and p hold for all `family` questions together. `time_ratio` compares the median
+    epoch, with its 95 % interval `time_low` to `time_high`; `parameters` is how many there are more. `failures` counts
+    failed runs of the arms that count for the question and of those that count against it, of `runs` each, and
+    `collapses` those of them that learned nothing; `all_runs` is the inference with every failed run scored as
+    guessing, where any failed. `same_bits` counts the seeds on which an arm and its control ended in the same bits,
+    `outliers` names those whose difference stands far apart.
     """
 
-    arm: str
-    control: str
+    question: Question
     metric: Metric
     margin: float
     differences: Array
@@ -48,13 +48,18 @@ class Comparison:
     epochs: tuple[float, float]
     failures: tuple[int, int]
     collapses: tuple[int, int]
-    runs: int
+    runs: tuple[int, int]
     all_runs: Inference | None
     correlation: float
     same_bits: int
     outliers: tuple[int, ...]
     warnings: tuple[str, ...] = ()
-    """What the runs of the arm warned of, each text once."""
+    """What the runs of the arms that count for it warned of, each text once."""
+
+    @property
+    def name(self) -> str:
+        """What the question is called: the arm's name, where it is about one."""
+        return self.question.name
 
     @property
     def verdict(self) -> Verdict:
@@ -111,6 +116,9 @@ class Outcome:
     results: Mapping[tuple[str, int], Result]
     looks: Looks
     versions: Mapping[str, str]
+    questions: tuple[Question, ...]
+    notes: tuple[str, ...] = ()
+    """What must be known to read the answers, such as an alias table."""
     final: bool = False
     """Whether the test set was read, or the set on which arms are compared."""
     tuning: Tuning | None = None
@@ -145,90 +153,120 @@ class Outcome:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Every arm that has a control, compared with it, in the order of the arms."""
-        pairs = [(arm.name, arm.control) for arm in self.arms if arm.control is not None]
-        table = np.stack([self._oriented(self.value(arm) - self.value(control)) for arm, control in pairs], axis=1)
-        # The placebo is no hypothesis: it must not make the others pay for it.
-        placebos = [index for index, (arm, _) in enumerate(pairs) if arm == PLACEBO]
-        family = [index for index in range(len(pairs)) if index not in placebos]
-        found = dict(zip(placebos, infer(table[:, placebos], self.margin), strict=True))
-        asked, sequential = max(self.looks.asked, len(family)), self.looks.are_sequential
-        judged = infer(table[:, family], self.margin, asked=asked, sequential=sequential)
-        found |= dict(zip(family, judged, strict=True))
+        """The answer to every question, in their order; those of one family are judged together."""
+        table = np.stack([self._oriented(self._contrast(each, self.value)) for each in self.questions], axis=1)
+        found: dict[int, tuple[Inference, int]] = {}
+        for family in dict.fromkeys(map(_family, self.questions)):
+            members = [index for index, each in enumerate(self.questions) if _family(each) == family]
+            # The placebo is no hypothesis: it must not make the others pay for it.
+            placebo = family == PLACEBO
+            asked = 1 if placebo else max(self.looks.asked(family), len(members))
+            sequential = self.looks.are_sequential and not placebo
+            judged = infer(table[:, members], self.margin, asked=asked, sequential=sequential)
+            found |= {index: (one, asked) for index, one in zip(members, judged, strict=True)}
         return [
-            self._compare(arm, control, table[:, index], found[index], asked if index in family else 1)
-            for index, (arm, control) in enumerate(pairs)
+            self._compare(question, table[:, index], *found[index]) for index, question in enumerate(self.questions)
         ]
+
+    def _contrast(self, question: Question, values: Callable[[str], Array]) -> Array:
+        weighted = [weight * values(arm) for arm, weight in question.weights.items()]
+        return np.asarray(np.sum(weighted, axis=0), float)
 
     def _oriented(self, differences: Array) -> Array:
         return differences if self.metric.higher_is_better else -differences
 
-    def _compare(self, arm: str, control: str, oriented: Array, inference: Inference, family: int) -> Comparison:
-        both = ~np.isnan(oriented)
-        first, second = self.value(arm), self.value(control)
-        failures = (int(np.isnan(first).sum()), int(np.isnan(second).sum()))
-        ratio, low, high = self._time(arm, control, both)
+    def _compare(self, question: Question, oriented: Array, inference: Inference, family: int) -> Comparison:
+        failures = self._count(question, lambda run: self.status(run) != "ok")
+        ratio, low, high = self._time(question)
         return Comparison(
-            arm=arm,
-            control=control,
+            question=question,
             metric=self.metric,
             margin=self.margin,
             differences=self._oriented(oriented),
             inference=inference,
             family=family,
-            sequential=self.looks.are_sequential and arm != PLACEBO,
+            sequential=self.looks.are_sequential and question.name != PLACEBO,
             time_ratio=ratio,
             time_low=low,
             time_high=high,
-            parameters=self._parameters(arm, control),
-            epochs=(self._epochs(arm), self._epochs(control)),
+            parameters=self._parameters(question),
+            epochs=(self._epochs(question.arms), self._epochs(question.controls)),
             failures=failures,
-            collapses=(self._collapses(arm), self._collapses(control)),
-            runs=len(self.seeds),
-            all_runs=self._with_failures(arm, control) if any(failures) else None,
-            correlation=stats.correlation(first[both], second[both]),
-            same_bits=self._same_bits(arm, control, both),
+            collapses=self._count(question, lambda run: self.status(run) == "collapsed"),
+            runs=(len(self.seeds) * len(question.arms), len(self.seeds) * len(question.controls)),
+            all_runs=self._with_failures(question) if any(failures) else None,
+            correlation=self._correlation(question, ~np.isnan(oriented)),
+            same_bits=self._same_bits(question),
             outliers=tuple(self.seeds[index] for index in stats.outliers(oriented)),
-            warnings=tuple(dict.fromkeys(text for run in self.runs(arm) for text in run.get("warnings", ()))),
+            warnings=tuple(self._warnings(question.arms)),
         )
 
-    def _time(self, arm: str, control: str, both: Array) -> tuple[float, float, float]:
+    def _count(self, question: Question, counts: Callable[[Result], bool]) -> tuple[int, int]:
+        """How many runs of the arms for a question, and of those against it, are of a kind."""
+        for_it, against = (
+            sum(counts(run) for arm in side for run in self.runs(arm)) for side in (question.arms, question.controls)
+        )
+        return for_it, against
+
+    def _time(self, question: Question) -> tuple[float, float, float]:
         """The geometric mean over seeds of the ratio of median epochs, and its interval."""
-        logs = [
-            math.log(float(np.median(mine["seconds"]) / np.median(theirs["seconds"])))
-            for mine, theirs, sound in zip(self.runs(arm), self.runs(control), both, strict=True)
-            if sound
-        ]
+        logs = self._contrast(question, self._log_seconds)
+        logs = logs[~np.isnan(logs)]
         if len(logs) < 2:
-            return math.exp(logs[0]) if logs else math.nan, 0.0, math.inf
+            return math.exp(logs[0]) if len(logs) else math.nan, 0.0, math.inf
         low, high = stats.interval(logs)
-        return math.exp(sum(logs) / len(logs)), math.exp(low), math.exp(high)
+        return math.exp(float(logs.mean())), math.exp(low), math.exp(high)
 
-    def _parameters(self, arm: str, control: str) -> int:
-        """How many parameters an arm has more; zero where either never got as far as having some."""
-        counts = [[int(run["parameters"]) for run in self.runs(name) if "parameters" in run] for name in (arm, control)]
-        return counts[0][0] - counts[1][0] if all(counts) else 0
+    def _log_seconds(self, arm: str) -> Array:
+        sound = [run if self.status(run) == "ok" else None for run in self.runs(arm)]
+        return np.array([math.nan if run is None else math.log(float(np.median(run["seconds"]))) for run in sound])
 
-    def _epochs(self, arm: str) -> float:
-        counts = [run["epochs"] for run in self.runs(arm) if self.status(run) == "ok"]
+    def _parameters(self, question: Question) -> int:
+        """How many parameters there are more; zero where an arm never got as far as having some."""
+        counts = {arm: [run["parameters"] for run in self.runs(arm) if "parameters" in run] for arm in question.weights}
+        if not all(counts.values()):
+            return 0
+        return round(sum(weight * int(counts[arm][0]) for arm, weight in question.weights.items()))
+
+    def _epochs(self, arms: Sequence[str]) -> float:
+        counts = [run["epochs"] for arm in arms for run in self.runs(arm) if self.status(run) == "ok"]
         return sum(counts) / len(counts) if counts else math.nan
 
-    def _collapses(self, arm: str) -> int:
-        return sum(self.status(run) == "collapsed" for run in self.runs(arm))
+    def _correlation(self, question: Question, sound: Array) -> float:
+        """How the two sides of a question go up and down together."""
+        sides = [
+            np.sum([abs(question.weights[arm]) * self.value(arm) for arm in side], axis=0)[sound]
+            for side in (question.arms, question.controls)
+        ]
+        return stats.correlation(*sides)
 
-    def _same_bits(self, arm: str, control: str, both: Array) -> int:
-        pairs = zip(self.runs(arm), self.runs(control), both, strict=True)
-        return sum(bool(mine["weights"] == theirs["weights"]) for mine, theirs, sound in pairs if sound)
+    def _same_bits(self, question: Question) -> int:
+        """The seeds on which an arm and its control ended in the same bits."""
+        if question.arm is None or question.control is None:
+            return 0
+        pairs = zip(self.runs(question.arm), self.runs(question.control), strict=True)
+        return sum(
+            bool(mine["weights"] == theirs["weights"])
+            for mine, theirs in pairs
+            if self.status(mine) == self.status(theirs) == "ok"
+        )
 
-    def _with_failures(self, arm: str, control: str) -> Inference | None:
+    def _warnings(self, arms: Sequence[str]) -> Iterable[str]:
+        return dict.fromkeys(text for arm in arms for run in self.runs(arm) for text in run.get("warnings", ()))
+
+    def _with_failures(self, question: Question) -> Inference | None:
         """The inference with failed runs scored as guessing, where it is known what guessing gives."""
         guesses = [run["guess"][self.metric.name] for run in self.results.values() if run.get("guess")]
         if not guesses:
             return None
-        values = [self.value(name) for name in (arm, control)]
         guessed = self.metric.scale * float(np.median(guesses))
-        scored = [np.where(np.isnan(value), guessed, value) for value in values]
-        return infer(self._oriented(scored[0] - scored[1])[:, None], self.margin)[0]
+        scored = self._contrast(question, lambda arm: np.where(np.isnan(self.value(arm)), guessed, self.value(arm)))
+        return infer(self._oriented(scored)[:, None], self.margin)[0]
+
+
+def _family(question: Question) -> str:
+    """Which questions are judged together."""
+    return PLACEBO if question.name == PLACEBO else question.family
 
 
 def raw(outcome: Outcome) -> dict[str, Any]:
@@ -247,14 +285,15 @@ def raw(outcome: Outcome) -> dict[str, Any]:
         "tuning": _trials(outcome.tuning),
         "comparisons": [
             {
-                "arm": each.arm,
-                "control": each.control,
+                "name": each.name,
+                "weights": dict(each.question.weights),
                 "verdict": each.verdict,
                 "mean": each.mean,
                 "low": each.low,
                 "high": each.high,
                 "p": each.p,
-                "family": each.family,
+                "family": each.question.family,
+                "asked": each.family,
                 "n": each.n,
             }
             for each in outcome.comparisons

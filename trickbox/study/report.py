@@ -143,7 +143,7 @@ def _values(outcome: Outcome) -> str:
 def methods(outcome: Outcome) -> list[str]:
     """Say how the numbers were made, in the words of a methods section."""
     samples = _samples(outcome)
-    correlations = ", ".join(f"{each.arm} {words.number(each.correlation)}" for each in outcome.comparisons)
+    correlations = ", ".join(f"{each.name} {words.number(each.correlation)}" for each in outcome.comparisons)
     versions = ", ".join(f"{name} {version}" for name, version in outcome.versions.items())
     where = (
         "the test set, on fresh seeds" if outcome.final else "a comparison set that no training saw, not the test set"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -13,8 +13,19 @@ import numpy as np
 
 from trickbox import tasks
 from trickbox.errors import ConfigError, near
-from trickbox.study import design as designs
 from trickbox.study import runner, stats
+from trickbox.study.design import (
+    EFFECT,
+    PLACEBO,
+    Arm,
+    Design,
+    add_one,
+    leave_one_out,
+    paired,
+    winner,
+)
+from trickbox.study.dose import dose
+from trickbox.study.factorial import factorial, screen, shapley
 from trickbox.study.findings import Findings
 from trickbox.study.looks import Looks
 from trickbox.study.outcome import Outcome
@@ -27,6 +38,17 @@ from trickbox.study.tuning import SEEDS, Tuning, settings_of, tuned
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+DESIGNS: dict[str, Callable[[Iterable[Any]], Design]] = {
+    "add_one": add_one,
+    "leave_one_out": leave_one_out,
+    "dose": dose,
+    "factorial": factorial,
+    "screen": screen,
+    "shapley": shapley,
+}
+"""What a study may ask, by name."""
 
 
 class How(TypedDict, total=False):
@@ -44,7 +66,7 @@ class Study:
 
     task     a name, ``Waveforms(noise=0.3)``, or anything like `Task`
     tricks   tricks in any spelling, ``(alias, trick)`` pairs, or whole `Arm` objects
-    design   ``"add_one"`` or ``"leave_one_out"``
+    design   ``"add_one"``, ``"leave_one_out"``, ``"dose"``, ``"factorial"``, ``"screen"`` or ``"shapley"``
     seeds    how many (0, 1, ...) or which; below 6 nothing is decided, 10 is a fair start
     margin   the smallest effect that you care about, in the metric's unit: declare it before you look. Left out it is
              the metric's own (1 point of accuracy), and reports say that it is a default
@@ -68,9 +90,9 @@ class Study:
         tune: Mapping[str, Sequence[Any]] | None = None,
         device: str = "cpu",
     ) -> None:
-        if design not in designs.DESIGNS:
-            known = ", ".join(designs.DESIGNS)
-            raise ConfigError(f"study: no design {design!r}; there are {known}.{near(design, designs.DESIGNS)}")
+        if design not in DESIGNS:
+            known = ", ".join(DESIGNS)
+            raise ConfigError(f"study: no design {design!r}; there are {known}.{near(design, DESIGNS)}")
         self.task: Task = tasks.get(task) if isinstance(task, str) else task
         self.design = design
         self.metric = _metric(metric, self.task)
@@ -79,13 +101,13 @@ class Study:
         if not self.margin > 0:
             raise ConfigError(f"study: margin must be > 0, got {margin}; it is the smallest effect that you care about")
         self.seeds = _seeds(seeds)
-        self.arms = tuple(designs.DESIGNS[design](tricks))
-        designs.check(self.arms)
+        made = DESIGNS[design](tricks)
+        self.arms, self.questions, self.notes = made.arms, made.questions, made.notes
         self.device = device
         self.specs = plan(self.task, self.arms, self.seeds, device)
         self.settings = settings_of(tune) if tune else ()
         if self.settings:
-            plan(self.task, [designs.Arm("trial", control=None, overrides=self.settings[0])], [0])
+            plan(self.task, [Arm("trial", control=None, overrides=self.settings[0])], [0])
         self._memory = MemoryStore()
 
     def run(self, **how: Unpack[How]) -> Findings:
@@ -102,7 +124,7 @@ class Study:
         """
         tuning = self._tuned(how) if self.settings else None
         arms = tuning.applied(self.arms) if tuning else self.arms
-        return self._found(arms, self.seeds, False, tuning, how)
+        return self._found(Design(arms, self.questions, self.notes), self.seeds, False, tuning, how)
 
     def confirm(self, found: Outcome, **how: Unpack[How]) -> Findings | None:
         """Train the best arm that helps, and its control, on as many fresh seeds, and measure both on the test set.
@@ -110,14 +132,13 @@ class Study:
         *found* is what `run` gave, the others are as there. The best of many looks better than it is; on seeds that had
         no part in the choice it does not. None, and the test set stays unread, where no arm helps.
         """
-        helping = [each for each in found.comparisons if each.verdict == "helps" and each.arm != designs.PLACEBO]
-        if not helping:
+        helping = [each for each in found.comparisons if each.verdict == "helps" and each.name != PLACEBO]
+        best_first = sorted(helping, key=lambda each: -each.inference.mean)
+        pair = winner(found.arms, [each.question for each in best_first])
+        if pair is None:
             return None
-        best = max(helping, key=lambda each: each.inference.mean)
-        by_name = {arm.name: arm for arm in found.arms}
-        pair = (attrs.evolve(by_name[best.control], control=None), by_name[best.arm])
         fresh = tuple(range(max(self.seeds) + 1, max(self.seeds) + 1 + len(self.seeds)))
-        return self._found(pair, fresh, True, None, how)
+        return self._found(paired(pair), fresh, True, None, how)
 
     def plan(self, budget: str | float, **how: Unpack[How]) -> Plan:
         """Say how many seeds fit into *budget*, such as ``"10 min"``, and how small an effect they would show.
@@ -136,10 +157,10 @@ class Study:
             seconds=float(np.median([run["wall_seconds"] for run in runs])),
             deviation=self.metric.scale * stats.spread([run["metrics"][self.metric.name] for run in runs]),
             runs=len({spec.key for spec in self.specs}) // len(self.seeds),
-            comparisons=sum(arm.control is not None and arm.name != designs.PLACEBO for arm in self.arms),
+            comparisons=sum(each.family == EFFECT and each.name != PLACEBO for each in self.questions),
             workers=how.get("workers") or runner.cores(),
             budget=seconds,
-            trials=len(self.settings) * SEEDS * sum(arm.name != designs.PLACEBO for arm in self.arms),
+            trials=len(self.settings) * SEEDS * sum(arm.name != PLACEBO for arm in self.arms),
         )
 
     def _tuned(self, how: How) -> Tuning:
@@ -151,21 +172,21 @@ class Study:
             train=lambda specs: self._trained(specs, f"{self.task.name}, trials", how),
         )
 
-    def _found(
-        self, arms: tuple[designs.Arm, ...], seeds: tuple[int, ...], final: bool, tuning: Tuning | None, how: How
-    ) -> Findings:
-        specs = plan(self.task, arms, seeds, self.device, final)
+    def _found(self, design: Design, seeds: tuple[int, ...], final: bool, tuning: Tuning | None, how: How) -> Findings:
+        specs = plan(self.task, design.arms, seeds, self.device, final)
         found = self._trained(specs, self.task.name, how)
         return Findings(
             task=self.task,
             design=self.design,
-            arms=arms,
+            arms=design.arms,
+            questions=design.questions,
+            notes=design.notes,
             seeds=seeds,
             metric=self.metric,
             margin=self.margin,
             margin_is_default=self.margin_is_default,
             results={(spec.arm, spec.seed): found[spec.key] for spec in specs},
-            looks=Looks(self._store(how).look(self._plan(arms, specs, final))),
+            looks=Looks(self._store(how).look(self._plan(design, specs, final))),
             versions=versions(),
             final=final,
             tuning=tuning,
@@ -188,14 +209,18 @@ class Study:
                 retry=how.get("retry", False),
             )
 
-    def _plan(self, arms: tuple[designs.Arm, ...], specs: Sequence[Spec], final: bool) -> dict[str, Any]:
+    def _plan(self, design: Design, specs: Sequence[Spec], final: bool) -> dict[str, Any]:
         """What is asked by a look, for those who look later."""
-        by_name = {spec.arm: spec for spec in specs}
+        hashes = {spec.arm: spec.without_seed() for spec in specs}
+        questions: dict[str, list[dict[str, float]]] = {each.family: [] for each in design.questions}
+        for each in design.questions:
+            if each.name != PLACEBO:
+                questions[each.family].append({hashes[arm]: weight for arm, weight in each.weights.items()})
         return {
             "task": attrs.asdict(part_of_task(self.task)),
             "design": self.design,
-            "arms": {name: spec.without_seed() for name, spec in by_name.items()},
-            "controls": {arm.name: arm.control for arm in arms},
+            "arms": hashes,
+            "questions": questions,
             "seeds": sorted({spec.seed for spec in specs}),
             "margin": self.margin,
             "metric": self.metric.name,

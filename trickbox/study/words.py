@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trickbox.study import stats
+from trickbox.study.design import BASELINE, INTERACTION, PLACEBO
 from trickbox.study.verdicts import LEAST
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ def sentence(comparison: Comparison) -> str:
 
 def subject(comparison: Comparison) -> str:
     """Name what a comparison asks of: the arm, and its control where that is not the baseline."""
-    beside = "" if comparison.control == "baseline" else f" (next to {comparison.control})"
-    return comparison.arm + beside
+    control = comparison.question.control
+    return comparison.name if control in (None, BASELINE) else f"{comparison.name} (next to {control})"
 
 
 def _effect(comparison: Comparison) -> str:
@@ -88,6 +90,8 @@ def better(comparison: Comparison) -> str:
 def conclusion(comparison: Comparison) -> str:
     """Say the verdict, with what qualifies it."""
     found, margin = comparison.inference, units(comparison.margin, comparison.metric)
+    if comparison.question.family == INTERACTION and comparison.verdict != "inconclusive":
+        return _TOGETHER[comparison.verdict].lower()
     if comparison.is_identical:
         return "equivalent, the same to the last bit"
     if comparison.verdict in ("helps", "hurts"):
@@ -132,7 +136,7 @@ def pace(ratio: float) -> str:
     >>> pace(1.031), pace(0.8), pace(2.5)
     ('3 % slower', '20 % faster', '2.5 times as long')
     """
-    if ratio >= 2:
+    if round(ratio, 1) >= 2:
         return f"{ratio:.1f} times as long"
     return f"{100 * (ratio - 1):.0f} % slower" if ratio > 1 else f"{100 * (1 - ratio):.0f} % faster"
 
@@ -141,9 +145,10 @@ def _failures(comparison: Comparison) -> list[str]:
     mine, theirs = comparison.failures
     if not mine + theirs:
         return []
-    low, high = stats.wilson(mine, comparison.runs)
-    rate = f"{mine} of {comparison.runs} runs failed (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
-    said = [f"{rate}, {theirs} of {comparison.runs} of its control"]
+    runs, others = comparison.runs
+    low, high = stats.wilson(mine, runs)
+    rate = f"{mine} of {runs} runs failed (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+    said = [f"{rate}, {theirs} of {others} of its control"]
     if any(comparison.collapses):
         own, other = comparison.collapses
         said.append(f"{own} of them and {other} of its control's learned no more than guessing")
@@ -155,7 +160,7 @@ def _failures(comparison: Comparison) -> list[str]:
 def notes(comparison: Comparison) -> list[str]:
     """Say what a careful reader should know besides the sentence."""
     found, said = comparison.inference, []
-    if comparison.arm == "placebo":
+    if comparison.name == PLACEBO:
         if found.n and not comparison.is_identical:
             said.append("the placebo changed something: runs are not paired as they should be, so trust no other row")
     elif comparison.is_identical:
@@ -168,7 +173,7 @@ def notes(comparison: Comparison) -> list[str]:
         said.append("every seed gave the same difference, so that the interval has no width")
     said += _far_apart(comparison)
     said += [f"warned: {text}" for text in comparison.warnings]
-    return [f"{comparison.arm}: {note}" for note in said]
+    return [f"{comparison.name}: {note}" for note in said]
 
 
 def _far_apart(comparison: Comparison) -> list[str]:
@@ -184,19 +189,25 @@ def _far_apart(comparison: Comparison) -> list[str]:
 
 def answer(outcome: Outcome) -> list[str]:
     """Say what came out, the clearest first: a line for each verdict that was reached, and whose runs failed."""
-    asked = [comparison for comparison in outcome.comparisons if comparison.arm != "placebo"]
-    groups = {verdict: [each for each in asked if each.verdict == verdict] for verdict in _ANSWERS}
-    said = [
-        f"{_ANSWERS[verdict]}: {', '.join(map(_in_short, sorted(group, key=lambda each: -each.inference.mean)))}."
+    asked = [each for each in outcome.comparisons if each.name != PLACEBO]
+    together = [each for each in asked if each.question.family == INTERACTION]
+    effects = [each for each in asked if each not in together]
+    uneven = [
+        f"{each.name} {each.failures[0]} of {each.runs[0]}, its control {each.failures[1]} of {each.runs[1]}"
+        for each in asked
+        if each.failures[0] * each.runs[1] != each.failures[1] * each.runs[0]
+    ]
+    failed = [f"Failed runs: {'; '.join(uneven)}."] * bool(uneven)
+    return [*_grouped(effects, _ANSWERS), *_grouped(together, _TOGETHER), *failed]
+
+
+def _grouped(comparisons: list[Comparison], answers: Mapping[str, str]) -> list[str]:
+    groups = {verdict: [each for each in comparisons if each.verdict == verdict] for verdict in answers}
+    return [
+        f"{answers[verdict]}: {', '.join(map(_in_short, sorted(group, key=lambda each: -each.inference.mean)))}."
         for verdict, group in groups.items()
         if group
     ]
-    uneven = [
-        f"{each.arm} {each.failures[0]}, {each.control} {each.failures[1]}"
-        for each in asked
-        if each.failures[0] != each.failures[1]
-    ]
-    return said + [f"Failed of {len(outcome.seeds)} runs each: {'; '.join(uneven)}."] * bool(uneven)
 
 
 _ANSWERS = {
@@ -205,13 +216,19 @@ _ANSWERS = {
     "equivalent": "Makes no difference that matters",
     "inconclusive": "Not to be told apart from nothing with so many seeds",
 }
+_TOGETHER = {
+    "helps": "Gain more together than apart",
+    "hurts": "Gain less together than apart",
+    "equivalent": "Neither help nor hinder each other",
+    "inconclusive": "Whether they help or hinder each other is not to be told with so many seeds",
+}
 
 
 def _in_short(comparison: Comparison) -> str:
     if comparison.n < 2:
-        return comparison.arm
+        return comparison.name
     bounds = f"{number(comparison.low, True)} to {number(comparison.high, True)}"
-    return f"{comparison.arm} {amount(comparison.mean, comparison, True)} ({bounds})"
+    return f"{comparison.name} {amount(comparison.mean, comparison, True)} ({bounds})"
 
 
 def confirmation(confirmed: Outcome | None) -> list[str]:
@@ -244,10 +261,12 @@ def table(outcome: Outcome) -> str:
 
 
 def cells(outcome: Outcome) -> list[tuple[str, ...]]:
-    """The table as rows of text, the heads first, then a row for each arm."""
-    by_arm = {comparison.arm: comparison for comparison in outcome.comparisons}
+    """The table as rows of text, the heads first, then a row for each arm, and for each question about several."""
+    by_name = {comparison.name: comparison for comparison in outcome.comparisons}
     heads = tuple(head.format(metric=outcome.metric.label) for head in _HEADS)
-    return [heads, *((arm.name, _mean(outcome.value(arm.name)), *_cells(by_arm.get(arm.name))) for arm in outcome.arms)]
+    means = {arm.name: _mean(outcome.value(arm.name)) for arm in outcome.arms}
+    names = dict.fromkeys([*means, *by_name])
+    return [heads, *((name, means.get(name, ""), *_cells(by_name.get(name))) for name in names)]
 
 
 def title(outcome: Outcome) -> str:
@@ -280,7 +299,7 @@ def legend(outcome: Outcome) -> list[str]:
         said.append("most runs do no better than guessing: the task is too hard for this training, or too short")
     failed = {arm.name: sum(outcome.status(run) != "ok" for run in outcome.runs(arm.name)) for arm in outcome.arms}
     said += [f"{name}: {count} of {len(outcome.seeds)} runs failed" for name, count in failed.items() if count]
-    return [*said, *_chosen(outcome), *(note for each in outcome.comparisons for note in notes(each))]
+    return [*said, *outcome.notes, *_chosen(outcome), *(note for each in outcome.comparisons for note in notes(each))]
 
 
 def _chosen(outcome: Outcome) -> list[str]:
