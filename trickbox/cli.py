@@ -1,10 +1,11 @@
-"""The command line: ``trickbox compare``, ``list``, ``info``, ``explain`` and ``sites``."""
+"""The command line: ``trickbox compare``, ``recommend``, ``list``, ``info``, ``explain`` and ``sites``."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import inspect
+import json
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from trickbox.catalog import available, distribution, entries, get, resolve
 from trickbox.errors import ConfigError, TrickboxError, near
+from trickbox.files import write_whole
 from trickbox.trick import FACTS, fields_of, hooks_of
 
 if TYPE_CHECKING:
@@ -57,6 +59,26 @@ def compare(options: argparse.Namespace) -> None:
     print("\n".join([*answer(found), *confirmation(found.confirmed), "", found.table(), "", *found.sentences()]))
     name = "course" if options.course else "report"
     print(f"\nReport: {found.save(folder / f'{name}.html')}")
+
+
+def recommend(options: argparse.Namespace) -> None:
+    """Find out within a budget which tricks to use on a task; print the answer, write it as recipe.json."""
+    from trickbox.study import recommend as search
+
+    folder = Path(options.out) if options.out else cache_folder()
+    found = search(
+        _task(options),
+        parse_tricks(options.tricks) if options.tricks else None,
+        budget=options.budget,
+        metric=options.metric,
+        margin=options.margin,
+        workers=options.workers,
+        store=folder,
+    )
+    print(found)
+    path = folder / "recipe.json"
+    write_whole(path, json.dumps(found.recipe(), indent=2) + "\n")
+    print(f"\nRecipe: {path}")
 
 
 def list_tricks(options: argparse.Namespace) -> None:
@@ -285,6 +307,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--plan", metavar="TIME", help="train three runs only, and say what fits into '10 min'")
     command.add_argument("--retry", action="store_true", help="make runs again that are stored as errors")
     command.add_argument("--out", metavar="DIR", help="folder for runs and report (default: the user's cache)")
+    _add_settings(command)
+
+    command = commands.add_parser("recommend", help="find out in a given time which tricks to use, and confirm them")
+    command.set_defaults(run=recommend)
+    command.add_argument(
+        "task", nargs="?", metavar="TASK", help="waveforms (the default), or your own: mytask.py:MyTask"
+    )
+    command.add_argument("--budget", default="10 min", metavar="TIME", help="how long it may take (default: 10 min)")
+    command.add_argument(
+        "--tricks", metavar="A,B", help="the candidates (default: all of trickbox that need no setting)"
+    )
+    command.add_argument("--metric", help="what is compared: accuracy or loss (default: the task's)")
+    command.add_argument("--margin", type=float, help="the smallest effect of interest (default: the metric's)")
+    command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
+    command.add_argument("--out", metavar="DIR", help="folder for runs and recipe.json (default: the user's cache)")
     _add_settings(command)
 
     command = commands.add_parser("list", help="the installed tricks")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from adapters.by_hand import CASES, EPOCHS, RATE, SEED, STEPS, TRAIN, VALID, SpySGD, Trace, start
+from processes import finished
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from trickbox_tricks import (
@@ -583,9 +583,7 @@ torch.distributed.destroy_process_group()
 def test_two_ranks_decide_alike_and_under_the_other_name(tmp_path):
     pytest.importorskip("pytorch_lightning", reason="Lightning is installed under one name only")
     (tmp_path / "script.py").write_text(TWO_RANKS)
-    done = subprocess.run(
-        [sys.executable, "script.py"], check=False, timeout=60, capture_output=True, text=True, cwd=tmp_path
-    )
+    done = finished([sys.executable, "script.py"], timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     one, other = (tmp_path / name for name in ("rank0.txt", "rank1.txt"))
     assert one.read_text() == other.read_text()

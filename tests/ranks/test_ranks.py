@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from loops.families import FAMILIES, REFUSED
 from loops.variants import marked
+from processes import finished
 from torch import nn
 
 import trickbox as tb
@@ -32,7 +32,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     worker = Path(__file__).with_name("worker.py")
     command = [*LAUNCH, worker, folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=ENVIRONMENT, check=False)
+    done = finished(command, timeout=120, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -125,9 +125,7 @@ def test_the_page_about_many_processes_does_what_it_shows(tmp_path):
     page = (TESTS.parent / "docs" / "how-to" / "many-processes.md").read_text()
     (tmp_path / "train.py").write_text(re.search(r"```python\n# train\.py\n(.*?)```", page, re.DOTALL)[1])
     command = [*LAUNCH, "train.py"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=180, env=ENVIRONMENT, check=False
-    )
+    done = finished(command, timeout=120, cwd=tmp_path, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-4000:]
     said = re.findall(r"rank \d: \[[^]]*\]", done.stdout)  # two processes write one stream: a line may hold both
     assert sorted(said) == ["rank 0: [4, 8]", "rank 1: [4, 8]"]

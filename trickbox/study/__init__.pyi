@@ -2,6 +2,8 @@ from .design import Arm, add_one, leave_one_out
 from .findings import Findings
 from .outcome import Comparison, Outcome
 from .planning import Plan
+from .recommend import recommend
+from .recommendation import Recommendation
 from .study import Study
 from .task import ACCURACY, LOSS, Metric, Splits, Task
 
@@ -14,9 +16,11 @@ __all__ = [
     "Metric",
     "Outcome",
     "Plan",
+    "Recommendation",
     "Splits",
     "Study",
     "Task",
     "add_one",
     "leave_one_out",
+    "recommend",
 ]

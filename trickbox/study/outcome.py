@@ -67,6 +67,11 @@ class Comparison:
         return "equivalent" if self.is_identical else self.inference.verdict
 
     @property
+    def with_failures(self) -> Inference:
+        """What all runs show, those that failed counted as guessing: what somebody gets who takes the advice."""
+        return self.all_runs or self.inference
+
+    @property
     def p(self) -> float:
         """The p value, adjusted for the family."""
         return self.inference.p
@@ -150,6 +155,17 @@ class Outcome:
         runs = self.runs(arm)
         found = [run["metrics"][self.metric.name] if self.status(run) == "ok" else math.nan for run in runs]
         return self.metric.scale * np.array(found, float)
+
+    @cached_property
+    def guess(self) -> float:
+        """What guessing gives, in the metric's unit; nan where it is not known."""
+        guesses = [run["guess"][self.metric.name] for run in self.results.values() if run.get("guess")]
+        return self.metric.scale * float(np.median(guesses)) if guesses else math.nan
+
+    def scored(self, arm: str) -> Array:
+        """As `value`, with every run that failed scored as guessing."""
+        value = self.value(arm)
+        return np.where(np.isnan(value), self.guess, value)
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -256,12 +272,9 @@ class Outcome:
 
     def _with_failures(self, question: Question) -> Inference | None:
         """The inference with failed runs scored as guessing, where it is known what guessing gives."""
-        guesses = [run["guess"][self.metric.name] for run in self.results.values() if run.get("guess")]
-        if not guesses:
+        if math.isnan(self.guess):
             return None
-        guessed = self.metric.scale * float(np.median(guesses))
-        scored = self._contrast(question, lambda arm: np.where(np.isnan(self.value(arm)), guessed, self.value(arm)))
-        return infer(self._oriented(scored)[:, None], self.margin)[0]
+        return infer(self._oriented(self._contrast(question, self.scored))[:, None], self.margin)[0]
 
 
 def _family(question: Question) -> str:

@@ -122,7 +122,7 @@ class Study:
         The test set is not read: see `confirm`. Ctrl-C keeps every finished run in the store. In a script, call it
         under ``if __name__ == "__main__":``.
         """
-        tuning = self._tuned(how) if self.settings else None
+        tuning = self.tune(**how) if self.settings else None
         arms = tuning.applied(self.arms) if tuning else self.arms
         return self._found(Design(arms, self.questions, self.notes), self.seeds, False, tuning, how)
 
@@ -137,8 +137,12 @@ class Study:
         pair = winner(found.arms, [each.question for each in best_first])
         if pair is None:
             return None
-        fresh = tuple(range(max(self.seeds) + 1, max(self.seeds) + 1 + len(self.seeds)))
-        return self._found(paired(pair), fresh, True, None, how)
+        first = max(self.seeds) + 1
+        return self.confirm_pair(pair, range(first, first + len(self.seeds)), **how)
+
+    def confirm_pair(self, pair: tuple[Arm, Arm], seeds: Sequence[int], **how: Unpack[How]) -> Findings:
+        """Train an arm behind its control on *seeds* that had no part in choosing it, and measure on the test set."""
+        return self._found(paired(pair), _seeds(seeds), True, None, how)
 
     def plan(self, budget: str | float, **how: Unpack[How]) -> Plan:
         """Say how many seeds fit into *budget*, such as ``"10 min"``, and how small an effect they would show.
@@ -163,7 +167,8 @@ class Study:
             trials=len(self.settings) * SEEDS * sum(arm.name != PLACEBO for arm in self.arms),
         )
 
-    def _tuned(self, how: How) -> Tuning:
+    def tune(self, **how: Unpack[How]) -> Tuning:
+        """Try the settings of *tune* with every arm, the baseline included, on seeds of their own; as `run` does."""
         return tuned(
             self.arms,
             self.settings,

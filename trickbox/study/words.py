@@ -11,7 +11,7 @@ import numpy as np
 
 from trickbox.study import stats
 from trickbox.study.design import BASELINE, INTERACTION, PLACEBO
-from trickbox.study.verdicts import LEAST
+from trickbox.study.verdicts import LEAST, Inference
 
 if TYPE_CHECKING:
     from trickbox.study.outcome import Comparison, Outcome
@@ -225,21 +225,29 @@ _TOGETHER = {
 
 
 def _in_short(comparison: Comparison) -> str:
-    if comparison.n < 2:
-        return comparison.name
-    bounds = f"{number(comparison.low, True)} to {number(comparison.high, True)}"
-    return f"{comparison.name} {amount(comparison.mean, comparison, True)} ({bounds})"
+    return f"{comparison.name} {_size(comparison, comparison.inference)}".rstrip()
+
+
+def _size(comparison: Comparison, found: Inference) -> str:
+    """An effect with its interval, in the metric's own direction."""
+    if found.n < 2:
+        return ""
+    turned = 1 if comparison.metric.higher_is_better else -1
+    low, high = sorted((turned * found.low, turned * found.high))
+    return f"{amount(turned * found.mean, comparison, True)} ({number(low, True)} to {number(high, True)})"
 
 
 def confirmation(confirmed: Outcome | None) -> list[str]:
-    """Say what the winner did on fresh seeds and the test set, where that was asked."""
+    """Say what the winner did on fresh seeds and the test set, where that was asked; runs that failed count there."""
     if confirmed is None:
         return []
-    (found,) = confirmed.comparisons
+    (asked,) = confirmed.comparisons
+    found = asked.with_failures
     said = {"helps": "confirmed", "hurts": "turned around"}.get(found.verdict, f"not confirmed: {found.verdict}")
     times = "read once" if confirmed.looks.count == 1 else f"read {confirmed.looks.count} times"
     where = f" and the test set, {times}" if is_on_test_set(confirmed) else ""
-    return [f"On fresh seeds{where}: {_in_short(found)}, {said}."]
+    failed = ", failed runs counted as guessing" if any(asked.failures) else ""
+    return [f"On fresh seeds{where}: {asked.name} {_size(asked, found)}{failed}, {said}."]
 
 
 def is_on_test_set(outcome: Outcome) -> bool:
