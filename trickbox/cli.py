@@ -126,7 +126,7 @@ def _model_and_inputs(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _study(options: argparse.Namespace, folder: Path) -> Study:
-    own = [f"--{name}" for name in ("tricks", "set", "design", "metric", "tune") if getattr(options, name)]
+    own = [f"--{name}" for name in ("tricks", "set", "design", "metric", "target", "tune") if getattr(options, name)]
     margin = [] if options.margin is None else [options.margin]
     if options.course:
         if options.task or own:
@@ -152,6 +152,7 @@ def _study(options: argparse.Namespace, folder: Path) -> Study:
         seeds=options.seeds,
         margin=options.margin,
         metric=options.metric,
+        target=options.target,
         tune=dict(map(_knob, options.tune or [])),
     )
 

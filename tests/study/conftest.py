@@ -49,9 +49,15 @@ def make_outcome() -> Callable[..., Findings]:
         facts: Mapping[str, dict[str, Any]] = {},
         plans: Sequence[dict[str, Any]] = (),
         questions: tuple[Question, ...] = (),
+        target: float | None = None,
     ) -> Findings:
         arms = [Arm(arm, control=controls.get(arm, "baseline")) for arm in values]
+        costs = {
+            arm: [{"step_seconds": facts.get(arm, {}).get("step_seconds", 0.1), "memory": 1000}] * 3 for arm in values
+        }
         return Findings(
+            costs=costs,
+            target=target,
             task=Waveforms(fresh_samples=30),
             design="add_one",
             arms=tuple(arms),
@@ -86,4 +92,4 @@ def outcome(make_outcome: Callable[..., Findings]) -> Findings:
         "a_trick_with_a_very_long_name": base + 10 * (noise[4] - noise[4].mean()),
         "failing": np.where(np.arange(10) == 3, math.nan, base + 0.02 + noise[5]),
     }
-    return make_outcome(values, facts={"helper": {"parameters": 196, "seconds": [0.15] * 10}})
+    return make_outcome(values, facts={"helper": {"parameters": 196, "step_seconds": 0.15}})

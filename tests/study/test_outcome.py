@@ -284,8 +284,8 @@ def test_the_answer_comes_first_and_leaves_nobody_out(outcome: Findings) -> None
     )
 
 
-def test_times_are_paired_medians(make_outcome: Make) -> None:
-    facts: dict[str, dict[str, Any]] = {"a": {"seconds": [9.0, 0.2, 0.2]}, "b": {"epochs": 4}}
+def test_times_are_those_of_single_steps(make_outcome: Make) -> None:
+    facts: dict[str, dict[str, Any]] = {"a": {"step_seconds": 0.2}, "b": {"epochs": 4}}
     outcome = make_outcome({"baseline": [0.5, 0.6], "a": [0.5, 0.6], "b": [0.5, 0.7]}, facts=facts)
 
     assert of(outcome, "a").time_ratio == pytest.approx(2.0)

@@ -56,7 +56,7 @@ def test_it_is_printed_for_people() -> None:
 
 
 def test_a_study_plans_from_three_runs_that_it_keeps(here: Any) -> None:
-    study = Study(EASY, ["dropout"], seeds=3)
+    study = Study(EASY, ["dropout"], seeds=3, costs=False)
 
     plan = study.plan("1 min", executor=here)
 

@@ -20,7 +20,7 @@ def test_a_study_trains_once_and_says_what_it_found(here: Any, tmp_path: Path) -
 
     first, again = (study.run(executor=here, store=tmp_path) for _ in range(2))
 
-    assert here.count == 6
+    assert here.count == 6 + 6, "once to the end, and once timed"
     assert (first.looks.count, again.looks.count) == (1, 2)
     assert dumps(dict(first.runs("dropout")[0])) == dumps(dict(again.runs("dropout")[0]))
     assert [comparison.name for comparison in first.comparisons] == ["placebo", "dropout"]
@@ -30,14 +30,14 @@ def test_a_study_trains_once_and_says_what_it_found(here: Any, tmp_path: Path) -
 
 
 def test_more_seeds_and_more_tricks_reuse_what_is_there(here: Any, tmp_path: Path) -> None:
-    Study(SMALL, seeds=2).run(executor=here, store=tmp_path)
-    Study(SMALL, ["dropout"], seeds=3).run(executor=here, store=tmp_path)
+    Study(SMALL, seeds=2, costs=False).run(executor=here, store=tmp_path)
+    Study(SMALL, ["dropout"], seeds=3, costs=False).run(executor=here, store=tmp_path)
 
     assert here.count == 4 + 5
 
 
 def test_without_a_store_the_study_itself_remembers(here: Any) -> None:
-    study = Study(SMALL, seeds=2)
+    study = Study(SMALL, seeds=2, costs=False)
 
     study.run(executor=here)
     study.run(executor=here)
@@ -92,9 +92,11 @@ def test_where_there_is_no_terminal_progress_is_a_line(here: Any, capsys: pytest
     Study(SMALL, seeds=2).run(executor=here, progress=False)
 
     lines = capsys.readouterr().err.replace("\r", "").splitlines()
-    assert [line.partition(", ")[0] for line in lines if line] == [
+    assert [line.rpartition(", ")[0] for line in lines if line] == [
         "waveforms: 0 of 4 runs",
         "waveforms: 4 of 4 runs",
+        "waveforms, costs: 0 of 4 runs",
+        "waveforms, costs: 4 of 4 runs",
     ]
 
 

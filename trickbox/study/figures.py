@@ -145,19 +145,20 @@ def cost(outcome: Outcome) -> Figure:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.axhspan(-outcome.margin, outcome.margin, color=PALE, zorder=0)
-    for number, comparison in enumerate(outcome.comparisons, 1):
-        if comparison.n:
-            _cross(axes, comparison, number)
+    known = [each for each in outcome.comparisons if each.n and not math.isnan(each.time_ratio)]
+    for number, comparison in enumerate(known, 1):
+        _cross(axes, comparison, number)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     ticks = [tick for tick in (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10) if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("time of an epoch, as a ratio to the control's (left is cheaper)")
+    axes.set_xlabel("time of a step, as a ratio to the control's (left is cheaper)")
     axes.set_ylabel(f"difference in {outcome.metric.label_and_unit}")
     if not outcome.metric.higher_is_better:
         axes.invert_yaxis()
-    figure.legend(loc="outside right upper", frameon=False)
+    if known:
+        figure.legend(loc="outside right upper", frameon=False)
     _clean(axes)
     return figure
 

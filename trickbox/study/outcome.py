@@ -14,6 +14,7 @@ from trickbox.errors import ConfigError, near
 from trickbox.study import stats
 from trickbox.study.design import PLACEBO, Arm, Question
 from trickbox.study.looks import Looks
+from trickbox.study.pace import Curve, ToTarget, at_equal_time, epochs_to, to_target
 from trickbox.study.stats import Array
 from trickbox.study.store import Outcome as Result
 from trickbox.study.task import Metric, Task
@@ -26,8 +27,11 @@ class Comparison:
     """The answer to one question over the seeds whose runs all came through; effects in the metric's unit, as measured.
 
     `differences` has one entry for each seed, nan where a run failed. `inference` has the signs turned so that
-    positive is better; its verdict and p hold for all `family` questions together. `time_ratio` compares the median
-    epoch, with its 95 % interval `time_low` to `time_high`; `parameters` is how many there are more. `failures` counts
+    positive is better; its verdict and p hold for all `family` questions together. `time_ratio` compares the steps,
+    timed alone, with its 95 % interval `time_low` to `time_high`, nan where they were not timed; `memory_ratio` what a
+    step holds at once; `parameters` is how many there are more. `at_equal_time` is the inference on validation when
+    both sides have trained for the same time, where a step takes longer or shorter, and `to_target` compares when they
+    reached the target of the study, if it has one. `failures` counts
     failed runs of the arms that count for the question and of those that count against it, of `runs` each, and
     `collapses` those of them that learned nothing; `all_runs` is the inference with every failed run scored as
     guessing, where any failed. `same_bits` counts the seeds on which an arm and its control ended in the same bits,
@@ -44,7 +48,10 @@ class Comparison:
     time_ratio: float
     time_low: float
     time_high: float
+    memory_ratio: float
     parameters: int
+    at_equal_time: Inference | None
+    to_target: ToTarget | None
     epochs: tuple[float, float]
     failures: tuple[int, int]
     collapses: tuple[int, int]
@@ -124,6 +131,10 @@ class Outcome:
     questions: tuple[Question, ...]
     notes: tuple[str, ...] = ()
     """What must be known to read the answers, such as an alias table."""
+    costs: Mapping[str, Sequence[Result]] = {}
+    """What `trickbox.study.cost.measure` found, for each arm on a few seeds; empty where nothing was timed."""
+    target: float | None = None
+    """A value of the metric on validation, in its unit, of which is told when arms reach it."""
     final: bool = False
     """Whether the test set was read, or the set on which arms are compared."""
     tuning: Tuning | None = None
@@ -205,7 +216,10 @@ class Outcome:
             time_ratio=ratio,
             time_low=low,
             time_high=high,
+            memory_ratio=self._memory(question),
             parameters=self._parameters(question),
+            at_equal_time=self._at_equal_time(question, ratio) if low > 1 or high < 1 else None,
+            to_target=self._to_target(question, ratio),
             epochs=(self._epochs(question.arms), self._epochs(question.controls)),
             failures=failures,
             collapses=self._count(question, lambda run: self.status(run) == "collapsed"),
@@ -225,17 +239,47 @@ class Outcome:
         return for_it, against
 
     def _time(self, question: Question) -> tuple[float, float, float]:
-        """The geometric mean over seeds of the ratio of median epochs, and its interval."""
-        logs = self._contrast(question, self._log_seconds)
-        logs = logs[~np.isnan(logs)]
-        if len(logs) < 2:
-            return math.exp(logs[0]) if len(logs) else math.nan, 0.0, math.inf
+        """The geometric mean over seeds of the ratio of steps, and its interval."""
+        logs = self._cost(question, "step_seconds")
+        if not len(logs):
+            return math.nan, 0.0, math.inf
         low, high = stats.interval(logs)
         return math.exp(float(logs.mean())), math.exp(low), math.exp(high)
 
-    def _log_seconds(self, arm: str) -> Array:
-        sound = [run if self.status(run) == "ok" else None for run in self.runs(arm)]
-        return np.array([math.nan if run is None else math.log(float(np.median(run["seconds"]))) for run in sound])
+    def _memory(self, question: Question) -> float:
+        logs = self._cost(question, "memory")
+        return math.exp(float(logs.mean())) if len(logs) else math.nan
+
+    def _cost(self, question: Question, name: str) -> Array:
+        """The logarithm of a cost on each seed on which it was measured for all arms of a question."""
+        known = [[run.get(name, math.nan) for run in self.costs.get(arm, [])] for arm in question.weights]
+        if not all(known):
+            return np.array([])
+        logs = np.array(list(question.weights.values())) @ np.log(np.array(known, float))
+        return np.asarray(logs[~np.isnan(logs)], float)
+
+    def _at_equal_time(self, question: Question, ratio: float) -> Inference | None:
+        """What validation shows of an arm and its control after the same time."""
+        found = [
+            self.metric.scale * at_equal_time(mine, theirs, ratio) if mine and theirs else math.nan
+            for mine, theirs in self._curves(question)
+        ]
+        differences = self._oriented(np.array(found, float))
+        return None if np.isnan(differences).all() else infer(differences[:, None], self.margin)[0]
+
+    def _to_target(self, question: Question, ratio: float) -> ToTarget | None:
+        if self.target is None or question.arm is None:
+            return None
+        target, higher = self.target / self.metric.scale, self.metric.higher_is_better
+        epochs = [[epochs_to(curve, target, higher) for curve in pair] for pair in self._curves(question)]
+        ratio = 1.0 if math.isnan(ratio) else ratio
+        return to_target([ratio * mine for mine, _ in epochs], [theirs for _, theirs in epochs], self.target)
+
+    def _curves(self, question: Question) -> list[tuple[Curve, Curve]]:
+        """The metric on validation of an arm and its control by epoch, for each seed; empty where a run has none."""
+        column, sides = f"val_{self.metric.name}", (question.arm, question.control)
+        curves = [[run.get("curves", {}).get(column, []) for run in self.runs(side)] for side in sides if side]
+        return list(zip(*curves, strict=True)) if len(curves) == 2 else []
 
     def _parameters(self, question: Question) -> int:
         """How many parameters there are more; zero where an arm never got as far as having some."""

@@ -159,7 +159,7 @@ class _Search:
         return found
 
     def _study(self, tricks: Sequence[Any], seeds: int, task: Task | None = None, **options: Any) -> Study:
-        return Study(task or self.task, tricks, seeds=seeds, **self.options, **options)
+        return Study(task or self.task, tricks, seeds=seeds, costs=False, **self.options, **options)
 
     def _spent(self) -> float:
         return time.monotonic() - self.started

@@ -158,8 +158,8 @@ def methods(outcome: Outcome) -> list[str]:
         "The effect that four of five such studies would call is computed from the spread that was observed.",
         "A run that does no better than the best constant answer counts as failed, like one that diverged.",
         _fairness(outcome),
-        "Time is the median epoch without validation, on processes of one thread each; processes that run side by "
-        "side slow each other down, so that small ratios mean little: the placebo's shows how little.",
+        "Cost is the median step of training with its batch, on one thread, in passes of their own with no other run "
+        "beside them, and what a step must hold in memory at once; the placebo's ratio shows how much is noise.",
         f"Versions: {versions}. Seeds: {', '.join(map(str, outcome.seeds))}.",
     ]
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from trickbox.engine import fit
 from trickbox.metrics import evaluate
+from trickbox.session import Session
 from trickbox.streams import derive, forked
+from trickbox.study.cost import measure
 from trickbox.study.guess import guess, is_guessing
 from trickbox.study.spec import Spec, build_task, build_trick
 from trickbox.study.store import dumps, loads
-from trickbox.study.task import Pair
+from trickbox.study.task import Pair, Splits, Task
 from trickbox.surgery import evaluating
 
 EXAMPLES = 6
@@ -37,7 +39,7 @@ def run_spec(facts: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         with _threads(spec.threads):
-            outcome = loads(dumps(_train(spec)))
+            outcome = loads(dumps(_timed(spec) if spec.is_timed else _train(spec)))
     except (Exception, SystemExit) as error:
         tail = traceback.format_exc()[-_TAIL:]
         outcome = {"status": "error", "message": f"{type(error).__name__}: {error}", "traceback": tail}
@@ -60,11 +62,34 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(spec: Spec) -> dict[str, Any]:
+def _made(spec: Spec) -> tuple[Task, Splits, nn.Module]:
+    """The task of a run with its data and its fresh model."""
     task = build_task(spec.task)
     splits = task.data(derive(spec.seed, "split"))
     with forked(derive(spec.seed, "init")):
-        model = task.model()
+        return task, splits, task.model()
+
+
+def _timed(spec: Spec) -> dict[str, Any]:
+    task, splits, model = _made(spec)
+    with warnings.catch_warnings(action="ignore"):  # the runs that are trained to the end say the same
+        session = Session(
+            model,
+            splits.train,
+            splits.valid,
+            loss=task.loss,
+            optimizer=task.optimizer,
+            tricks=[build_trick(part) for part in spec.tricks],
+            max_epochs=task.max_epochs,
+            batch_size=task.batch_size,
+            seed=spec.seed,
+            device=spec.device,
+        )
+        return {"status": "ok", "message": "timed", **measure(session)}
+
+
+def _train(spec: Spec) -> dict[str, Any]:
+    task, splits, model = _made(spec)
     metrics = getattr(task, "metrics", None)
     # Kept for the report, where each is said once: a worker would print it for every run.
     with warnings.catch_warnings(record=True) as caught:

@@ -26,7 +26,7 @@ from trickbox.study.task import Task
 from trickbox.surgery.places import to_json
 from trickbox.trick import fields_of, make, name_of
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def versions() -> dict[str, str]:
@@ -68,6 +68,8 @@ class Spec:
     device: str = "cpu"
     final: bool = False
     """Whether it is measured on the test set, and not where arms are compared."""
+    is_timed: bool = False
+    """Whether only what its steps cost is measured, alone on the machine."""
     threads: int = 1
     schema: int = SCHEMA
     versions: dict[str, str] = field(factory=versions)
@@ -97,7 +99,14 @@ class Spec:
         return cls(**{**facts, **parts})
 
 
-def plan(task: Task, arms: Sequence[Arm], seeds: Iterable[int], device: str = "cpu", final: bool = False) -> list[Spec]:
+def plan(
+    task: Task,
+    arms: Sequence[Arm],
+    seeds: Iterable[int],
+    device: str = "cpu",
+    final: bool = False,
+    is_timed: bool = False,
+) -> list[Spec]:
     """List the runs of a study, all arms of a seed before the next seed, so that an interrupted study has whole pairs.
 
     Raises `ConfigError` for an override that the task does not have and for classes or settings that cannot be sent to
@@ -105,7 +114,11 @@ def plan(task: Task, arms: Sequence[Arm], seeds: Iterable[int], device: str = "c
     """
     tasks = {arm.name: part_of_task(overridden(task, arm)) for arm in arms}
     tricks = {arm.name: tuple(part_of_trick(entry) for entry in arm.tricks) for arm in arms}
-    return [Spec(arm.name, seed, tasks[arm.name], tricks[arm.name], device, final) for seed in seeds for arm in arms]
+    return [
+        Spec(arm.name, seed, tasks[arm.name], tricks[arm.name], device, final, is_timed)
+        for seed in seeds
+        for arm in arms
+    ]
 
 
 def overridden(task: Task, arm: Arm) -> Task:

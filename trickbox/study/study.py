@@ -51,6 +51,10 @@ DESIGNS: dict[str, Callable[[Iterable[Any]], Design]] = {
 """What a study may ask, by name."""
 
 
+TIMED = 3
+"""Seeds on which steps are timed."""
+
+
 class How(TypedDict, total=False):
     """How runs are made; see `Study.run`."""
 
@@ -71,8 +75,10 @@ class Study:
     margin   the smallest effect that you care about, in the metric's unit: declare it before you look. Left out it is
              the metric's own (1 point of accuracy), and reports say that it is a default
     metric   a name such as ``"loss"`` or a `Metric`; default: the task's
+    target   a value of the metric on validation, in its unit, such as 95 points: then is told when arms reach it
     tune     fields of the task and the values that each arm may choose from, such as ``{"lr": [0.001, 0.003, 0.01]}``:
              all arms have the same trials, on seeds of their own, and are compared at their own best
+    costs    whether steps are timed, alone on the machine, on three seeds for each arm; a few seconds
     device   where workers train
 
     Raises `ConfigError` for whatever cannot work, before anything is trained.
@@ -87,7 +93,9 @@ class Study:
         seeds: int | Sequence[int] = 10,
         margin: float | None = None,
         metric: str | Metric | None = None,
+        target: float | None = None,
         tune: Mapping[str, Sequence[Any]] | None = None,
+        costs: bool = True,
         device: str = "cpu",
     ) -> None:
         if design not in DESIGNS:
@@ -100,9 +108,11 @@ class Study:
         self.margin = self.metric.margin if margin is None else margin
         if not self.margin > 0:
             raise ConfigError(f"study: margin must be > 0, got {margin}; it is the smallest effect that you care about")
+        self.target = target
         self.seeds = _seeds(seeds)
         made = DESIGNS[design](tricks)
         self.arms, self.questions, self.notes = made.arms, made.questions, made.notes
+        self.costs = costs
         self.device = device
         self.specs = plan(self.task, self.arms, self.seeds, device)
         self.settings = settings_of(tune) if tune else ()
@@ -193,9 +203,17 @@ class Study:
             results={(spec.arm, spec.seed): found[spec.key] for spec in specs},
             looks=Looks(self._store(how).look(self._plan(design, specs, final))),
             versions=versions(),
+            costs=self._timed(design.arms, seeds, how) if self.costs and not final else {},
+            target=None if final else self.target,
             final=final,
             tuning=tuning,
         )
+
+    def _timed(self, arms: tuple[Arm, ...], seeds: Sequence[int], how: How) -> dict[str, list[Result]]:
+        """What steps cost, measured one arm after the other by a single worker, with nothing beside it."""
+        specs = plan(self.task, arms, seeds[:TIMED], self.device, is_timed=True)
+        found = self._trained(specs, f"{self.task.name}, costs", {**how, "workers": None if "executor" in how else 1})
+        return {arm.name: [found[spec.key] for spec in specs if spec.arm == arm.name] for arm in arms}
 
     def _store(self, how: How) -> Store:
         place = how.get("store")

@@ -15,9 +15,11 @@ from trickbox.study.verdicts import LEAST, Inference
 
 if TYPE_CHECKING:
     from trickbox.study.outcome import Comparison, Outcome
+    from trickbox.study.pace import ToTarget
     from trickbox.study.task import Metric
 
 _WIDE = 100
+_MORE_MEMORY = 1.1
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -121,13 +123,29 @@ def _why_not(comparison: Comparison) -> str:
 def _costs(comparison: Comparison) -> list[str]:
     said = []
     if comparison.time_low > 1 or comparison.time_high < 1:
-        said.append(pace(comparison.time_ratio))
+        said.append(f"{pace(comparison.time_ratio)}{_at_equal_time(comparison)}")
+    if comparison.memory_ratio >= _MORE_MEMORY:
+        said.append(f"{comparison.memory_ratio:.2g} times the memory")
     mine, theirs = comparison.epochs
     if mine != theirs and not math.isnan(mine + theirs):
         said.append(f"{mine:.3g} epochs instead of {theirs:.3g}")
     if comparison.parameters:
         said.append(f"{comparison.parameters:+,} parameters".replace(",", " "))
-    return said
+    return said + ([_to_target(comparison.to_target, comparison)] if comparison.to_target else [])
+
+
+def _at_equal_time(comparison: Comparison) -> str:
+    found = comparison.at_equal_time
+    return f", in the same time {_size(comparison, found)} on validation" if found and found.n > 1 else ""
+
+
+def _to_target(found: ToTarget, comparison: Comparison) -> str:
+    """Say how the arm and its control came to the target."""
+    goal = f"{units(found.target, comparison.metric)} of validation {comparison.metric.label}"
+    mine, theirs = found.misses
+    missed = f", missed by {mine} of {found.runs} runs and {theirs} of its control" if mine or theirs else ""
+    ratio = f" in {found.ratio:.2g} times the time" if 0 < found.ratio < math.inf else ""
+    return f"reaches {goal}{ratio}, sooner on {found.sooner} of {found.runs} seeds, later on {found.later}{missed}"
 
 
 def pace(ratio: float) -> str:
@@ -301,7 +319,7 @@ def legend(outcome: Outcome) -> list[str]:
     said = [
         f"{outcome.metric.label_and_unit}: on {where}; effect, sees: likewise; sees: the least effect that four of "
         "five such studies would call",
-        "better: seeds of all; p: for all comparisons together; cost: time of an epoch as a ratio, added parameters",
+        "better: seeds of all; p: for all comparisons together; cost: time of a step as a ratio, added parameters",
     ]
     if not outcome.is_learned:
         said.append("most runs do no better than guessing: the task is too hard for this training, or too short")
@@ -336,6 +354,7 @@ def _cells(comparison: Comparison | None) -> tuple[str, ...]:
         return ("",) * 6
     effect = f"{number(comparison.mean, True)} [{number(comparison.low, True)}, {number(comparison.high, True)}]"
     sees = number(comparison.detectable) if math.isfinite(comparison.detectable) else "-"
-    cost = f"x{comparison.time_ratio:.2f}" + (f" {comparison.parameters:+d}" if comparison.parameters else "")
+    ratio = "" if math.isnan(comparison.time_ratio) else f"x{comparison.time_ratio:.2f}"
+    cost = " ".join([ratio] * bool(ratio) + [f"{comparison.parameters:+d}"] * bool(comparison.parameters))
     wins = f"{comparison.inference.wins}/{comparison.n}"
     return effect, wins, p_value(comparison.p), comparison.verdict, sees, cost
