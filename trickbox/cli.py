@@ -46,6 +46,9 @@ def compare(options: argparse.Namespace) -> None:
     from trickbox.study.words import answer, confirmation
 
     folder = Path(options.out) if options.out else cache_folder()
+    if options.aggregate:
+        _aggregate(options, folder)
+        return
     study = _study(options, folder)
     runs = len({spec.key for spec in study.specs})
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,21 @@ def compare(options: argparse.Namespace) -> None:
     print("\n".join([*answer(found), *confirmation(found.confirmed), "", found.table(), "", *found.sentences()]))
     name = "course" if options.course else "report"
     print(f"\nReport: {found.save(folder / f'{name}.html')}")
+
+
+def _aggregate(options: argparse.Namespace, folder: Path) -> None:
+    """Ask the same of several tasks, and print what holds over all of them."""
+    from trickbox.study import aggregate
+    from trickbox.study.aggregate import table
+
+    if options.task or options.course or options.set or options.plan:
+        raise ConfigError("--aggregate names the tasks itself; leave out the task, --course, --set and --plan")
+    outcomes = []
+    for task in options.aggregate.split(","):
+        study = _study(argparse.Namespace(**{**vars(options), "task": task}), folder)
+        outcomes.append(study.run(workers=options.workers, store=folder, retry=options.retry))
+        print(f"{outcomes[-1].table()}\n\nReport: {outcomes[-1].save(folder / f'{study.task.name}.html')}\n")
+    print(f"Over {len(outcomes)} tasks:\n\n{table(aggregate(outcomes))}")
 
 
 def recommend(options: argparse.Namespace) -> None:
@@ -294,12 +312,14 @@ def _parser() -> argparse.ArgumentParser:
         "task", nargs="?", metavar="TASK", help="waveforms, or your own: mytask.py:MyTask; none: the lesson"
     )
     command.add_argument("--tricks", metavar="A,B", help="tricks, such as 'batch_norm,dropout(p=0.3)'")
+    command.add_argument("--aggregate", metavar="TASK,TASK", help="ask the same of several tasks, and sum up")
     command.add_argument("--course", action="store_true", help="the course's own experiments, as it ran them")
     command.add_argument("--seeds", type=_count(2), default=10, metavar="N", help="paired seeds (default: 10)")
     command.add_argument(
         "--margin", type=float, help="the smallest effect of interest (default: the metric's, 1 point)"
     )
     command.add_argument("--metric", help="what is compared: accuracy or loss (default: the task's)")
+    command.add_argument("--target", type=float, help="say when validation reaches this value, such as 95 points")
     command.add_argument("--design", help="add_one (the default), leave_one_out, dose, factorial, screen or shapley")
     command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
     command.add_argument(

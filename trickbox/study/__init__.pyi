@@ -1,3 +1,4 @@
+from .aggregate import Average, aggregate
 from .design import Arm, add_one, leave_one_out
 from .findings import Findings
 from .outcome import Comparison, Outcome
@@ -11,6 +12,7 @@ __all__ = [
     "ACCURACY",
     "LOSS",
     "Arm",
+    "Average",
     "Comparison",
     "Findings",
     "Metric",
@@ -21,6 +23,7 @@ __all__ = [
     "Study",
     "Task",
     "add_one",
+    "aggregate",
     "leave_one_out",
     "recommend",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -279,11 +279,19 @@ _HEADS = ("arm", "{metric}", "effect [95 % interval]", "better", "p", "verdict",
 def table(outcome: Outcome) -> str:
     """Lay the comparisons out for a terminal, at most 100 columns wide, with what the columns mean below."""
     rows = [(_short(name), *rest) for name, *rest in cells(outcome)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
     below = [line for said in legend(outcome) for line in textwrap.wrap(said, _WIDE, subsequent_indent="  ")]
-    return "\n".join([*textwrap.wrap(title(outcome), _WIDE), "", lines[0], rule, *lines[1:], "", *below])
+    return "\n".join([*textwrap.wrap(title(outcome), _WIDE), "", *ruled(rows), "", *below])
+
+
+def ruled(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text as aligned lines, with a rule below the first.
+
+    >>> ruled([("arm", "p"), ("dropout", "0.01")])
+    ['arm      p', '-------------', 'dropout  0.01']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]
 
 
 def cells(outcome: Outcome) -> list[tuple[str, ...]]:
