@@ -53,7 +53,7 @@ def make_outcome() -> Callable[..., Findings]:
     ) -> Findings:
         arms = [Arm(arm, control=controls.get(arm, "baseline")) for arm in values]
         costs = {
-            arm: [{"step_seconds": facts.get(arm, {}).get("step_seconds", 0.1), "memory": 1000}] * 3 for arm in values
+            arm: [{"step_seconds": facts.get(arm, {}).get("step_seconds", 0.1), "memory": 1000}] * 6 for arm in values
         }
         return Findings(
             costs=costs,

@@ -51,8 +51,8 @@ DESIGNS: dict[str, Callable[[Iterable[Any]], Design]] = {
 """What a study may ask, by name."""
 
 
-TIMED = 3
-"""Seeds on which steps are timed."""
+TIMED = 6
+"""Seeds on which steps are timed: of so many the median is known to lie between the least and the largest."""
 
 
 class How(TypedDict, total=False):
@@ -78,7 +78,7 @@ class Study:
     target   a value of the metric on validation, in its unit, such as 95 points: then is told when arms reach it
     tune     fields of the task and the values that each arm may choose from, such as ``{"lr": [0.001, 0.003, 0.01]}``:
              all arms have the same trials, on seeds of their own, and are compared at their own best
-    costs    whether steps are timed, alone on the machine, on three seeds for each arm; a few seconds
+    costs    whether steps are timed, alone on the machine, on up to six seeds for each arm
     device   where workers train
 
     Raises `ConfigError` for whatever cannot work, before anything is trained.
