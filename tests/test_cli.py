@@ -12,8 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trickbox.catalog import available
-from trickbox.cli import cache_folder, main, parse_tricks
+from trickbox.cli import cache_folder, main
 from trickbox.errors import ConfigError
+from trickbox.spelling import parse_tricks
 from trickbox.surgery.places import fault
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import json
 import os
@@ -13,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trickbox.catalog import available, distribution, entries, get, resolve
+from trickbox.catalog import available, distribution, entries, get
 from trickbox.errors import ConfigError, TrickboxError, near
 from trickbox.files import write_whole
+from trickbox.spelling import parse_tricks, parse_value
 from trickbox.trick import FACTS, fields_of, hooks_of
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _knob(text: str) -> tuple[str, list[Any]]:
     name, equals, values = text.partition("=")
     if not equals:
         raise ConfigError(f"--tune takes name=value,value, such as lr=0.001,0.01, got {text!r}")
-    return name, [_value(value) for value in values.split(",")]
+    return name, [parse_value(value) for value in values.split(",")]
 
 
 def _task(options: argparse.Namespace) -> Any:
@@ -191,83 +191,8 @@ def _task(options: argparse.Namespace) -> Any:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set takes name=value, such as noise=0.3, got {setting!r}")
-        settings[name] = _value(value)
+        settings[name] = parse_value(value)
     return tasks.get(options.task or "waveforms", **settings)
-
-
-# -- reading the command line ----------------------------------------------------------------------------------------
-
-_SETTINGS = "write name(setting=value, other=value)"
-
-
-def parse_tricks(text: str) -> list[Any]:
-    """The tricks in a list of names, each with settings where wanted, written as in Python.
-
-    >>> parse_tricks("batch_norm, dropout(p=0.3, kind='channel')")
-    ['batch_norm', {'trick': 'dropout', 'p': 0.3, 'kind': 'channel'}]
-    """
-    found: list[Any] = []
-    rest: str | None = text
-    while rest is not None:
-        spec, rest = _first_trick(rest)
-        resolve(spec)
-        found.append(spec)
-    return found
-
-
-def _first_trick(text: str) -> tuple[Any, str | None]:
-    """The first trick of a list, and what stands behind its comma, or None where there is no comma."""
-    match = re.match(r"\s*([\w:-]+)\s*", text)
-    end = match.end() if match else 0
-    spec: Any = match[1] if match else None
-    if match and text.startswith("(", end):
-        arguments = _parenthesis(text, end)
-        end += len(arguments)
-        if settings := _keywords(f"{spec}{arguments}"):
-            spec = {"trick": spec, **settings}
-    rest = text[end:].strip()
-    if not match or (rest and not rest.startswith(",")):
-        part = text[: end + text[end:].find(",")] if "," in text[end:] else text
-        raise ConfigError(f"cannot read the trick {part.strip()!r}; write a name or name(setting=value)")
-    return spec, rest[1:] if rest else None
-
-
-def _parenthesis(text: str, start: int) -> str:
-    """The part of *text* from the parenthesis at *start* to the one that closes it, as Python reads it."""
-    for match in re.finditer(r"\)", text[start:]):
-        part = text[start : start + match.end()]
-        try:
-            ast.parse(f"f{part}", mode="eval")
-        except (SyntaxError, ValueError):
-            continue
-        return part
-    raise ConfigError(f"cannot read the settings of {text.strip()!r}; {_SETTINGS}")
-
-
-def _keywords(part: str) -> dict[str, Any]:
-    """The settings in ``name(setting=value)``; values are literals, nothing is called."""
-    call: Any = ast.parse("f" + part[part.index("(") :], mode="eval").body
-    names = [keyword.arg for keyword in call.keywords]
-    if call.args or None in names or "trick" in names or len(set(names)) < len(names):
-        raise ConfigError(f"cannot read the settings of {part!r}; {_SETTINGS}")
-    return {keyword.arg: _literal(keyword.value, part) for keyword in call.keywords}
-
-
-def _literal(value: ast.expr, part: str) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"cannot read {ast.unparse(value)!r} in {part!r}; a value is a number, a 'text', True, False, None or a "
-            "[list] of these"
-        ) from error
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
 
 
 def cache_folder() -> Path:
@@ -306,6 +231,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="trickbox", description="Training tricks as plugins: switch one on, then measure it.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
+    _add_studies(commands)
+
+    command = commands.add_parser("list", help="the installed tricks")
+    command.set_defaults(run=list_tricks)
+
+    command = commands.add_parser("info", help="what a trick promises, its settings and hooks")
+    command.set_defaults(run=info)
+    command.add_argument("name", metavar="NAME")
+
+    command = commands.add_parser("explain", help="what tricks would do to the model of a task")
+    command.set_defaults(run=explain)
+    command.add_argument("tricks", metavar="A,B", help="tricks, such as 'batch_norm,dropout(p=0.3)'")
+    command.add_argument("--task", default="waveforms", help="a task (default: waveforms)")
+    _add_settings(command)
+
+    command = commands.add_parser("sites", help="what can be named in at= in the model of a task")
+    command.set_defaults(run=sites)
+    command.add_argument("task", nargs="?", default="waveforms", metavar="TASK", help="a task (default: waveforms)")
+    command.add_argument("--functions", action="store_true", help="also functions that modules call themselves")
+    _add_settings(command)
+    return parser
+
+
+def _add_studies(commands: Any) -> None:
+    """The commands that train."""
     command = commands.add_parser("compare", help="train tricks over paired seeds and say which help")
     command.set_defaults(run=compare)
     command.add_argument(
@@ -344,26 +294,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=_count(1), metavar="N", help="processes (default: one for each core)")
     command.add_argument("--out", metavar="DIR", help="folder for runs and recipe.json (default: the user's cache)")
     _add_settings(command)
-
-    command = commands.add_parser("list", help="the installed tricks")
-    command.set_defaults(run=list_tricks)
-
-    command = commands.add_parser("info", help="what a trick promises, its settings and hooks")
-    command.set_defaults(run=info)
-    command.add_argument("name", metavar="NAME")
-
-    command = commands.add_parser("explain", help="what tricks would do to the model of a task")
-    command.set_defaults(run=explain)
-    command.add_argument("tricks", metavar="A,B", help="tricks, such as 'batch_norm,dropout(p=0.3)'")
-    command.add_argument("--task", default="waveforms", help="a task (default: waveforms)")
-    _add_settings(command)
-
-    command = commands.add_parser("sites", help="what can be named in at= in the model of a task")
-    command.set_defaults(run=sites)
-    command.add_argument("task", nargs="?", default="waveforms", metavar="TASK", help="a task (default: waveforms)")
-    command.add_argument("--functions", action="store_true", help="also functions that modules call themselves")
-    _add_settings(command)
-    return parser
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:

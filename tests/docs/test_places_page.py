@@ -12,7 +12,8 @@ import pytest
 
 import trickbox as tb
 from trickbox.catalog import available, get
-from trickbox.cli import main, parse_tricks
+from trickbox.cli import main
+from trickbox.spelling import parse_tricks
 from trickbox.surgery.ledger import Added, ledger
 from trickbox.trick import fields_of
 

@@ -13,7 +13,7 @@ import scipy.stats
 from study.made import made_plan
 
 from trickbox.errors import ConfigError
-from trickbox.study import stats, words
+from trickbox.study import stats, tables, words
 from trickbox.study.findings import Findings
 from trickbox.study.looks import Looks
 from trickbox.study.outcome import Comparison, raw
@@ -237,7 +237,7 @@ def test_seeds_that_were_added_after_a_look_make_a_sequence(make_outcome: Make) 
     assert of(extended, "a").verdict == "inconclusive"
     assert (of(extended, "a").high - of(extended, "a").low) > 1.5 * (of(outcome, "a").high - of(outcome, "a").low)
     assert "95 % confidence sequence" in words.sentence(of(extended, "a"))
-    assert words.title(extended).endswith("seeds added after a look")
+    assert tables.title(extended).endswith("seeds added after a look")
     assert "valid however often one looks" in " ".join(methods(extended))
 
 
@@ -304,5 +304,5 @@ def test_the_table_is_aligned_and_fits(outcome: Findings) -> None:
 
 
 def test_the_title_says_that_a_margin_is_a_default(outcome: Findings) -> None:
-    assert words.title(outcome) == "waveforms: 10 paired seeds, margin 1 point"
-    assert words.title(attrs.evolve(outcome, margin_is_default=True)).endswith("(default)")
+    assert tables.title(outcome) == "waveforms: 10 paired seeds, margin 1 point"
+    assert tables.title(attrs.evolve(outcome, margin_is_default=True)).endswith("(default)")

@@ -12,8 +12,9 @@ from trickbox.errors import ConfigError
 from trickbox.study.design import PLACEBO
 from trickbox.study.outcome import Comparison, Outcome
 from trickbox.study.stats import Array
+from trickbox.study.tables import ruled
 from trickbox.study.verdicts import Inference, infer
-from trickbox.study.words import number, p_value, ruled
+from trickbox.study.words import number, p_value
 
 
 @frozen(eq=False)

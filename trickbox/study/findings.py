@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import define
 
-from trickbox.study import words
+from trickbox.study import tables, words
 from trickbox.study.outcome import Outcome
 
 
@@ -22,7 +22,7 @@ class Findings(Outcome):
 
     def table(self) -> str:
         """The comparisons as a table for the terminal, at most 100 columns wide."""
-        return words.table(self)
+        return tables.table(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the report, one HTML file that needs nothing else, and return its path. Takes a few seconds."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from trickbox.errors import ConfigError
 from trickbox.files import write_whole
-from trickbox.study import figures, stats, words
+from trickbox.study import figures, stats, tables, words
 from trickbox.study.design import BASELINE
 from trickbox.study.outcome import raw
 from trickbox.study.store import dumps
@@ -49,7 +49,7 @@ def save(outcome: Outcome, confirmed: Outcome | None, path: Path) -> Path:
 
 def render(outcome: Outcome, confirmed: Outcome | None = None) -> str:
     """Return the report as HTML; *confirmed* is what the winner did on fresh seeds."""
-    heading = words.title(outcome)
+    heading = tables.title(outcome)
     sections = [
         f"<h1>{escape(outcome.task.name)}: which tricks help?</h1><p class='facts'>{escape(heading)}</p>",
         *(f"<p class='answer'>{escape(line)}</p>" for line in words.answer(outcome)),
@@ -106,8 +106,8 @@ def _image(figure: Figure, text: str) -> str:
 
 
 def _comparisons(outcome: Outcome) -> str:
-    head, *rows = words.cells(outcome)
-    return _table(head, rows) + _bullets(words.legend(outcome))
+    head, *rows = tables.cells(outcome)
+    return _table(head, rows) + _bullets(tables.legend(outcome))
 
 
 def _arms(outcome: Outcome) -> str:
