@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Train all arms over paired seeds, confirm the winner on fresh ones, print what came out, write the report."""
-    from trickbox.study.words import answer, confirmation
+    from trickbox.study.answers import answer, confirmation
 
     folder = Path(options.out) if options.out else cache_folder()
     if options.aggregate:

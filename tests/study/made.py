@@ -20,7 +20,11 @@ def made_run(value: float, metric: str, **facts: Any) -> dict[str, Any]:
         "is_guessing": False,
         "samples": 30,
         "weights": str(value),
-        "curves": {"train_loss": losses, "val_loss": [0.1 + loss for loss in losses]},
+        "curves": {
+            "train_loss": losses,
+            "val_loss": [0.1 + loss for loss in losses],
+            "val_accuracy": [value - loss / 10 for loss in losses],
+        },
         "seconds": [0.1] * 10,
         "parameters": 100,
         "epochs": 10,

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from trickbox.errors import ConfigError
-from trickbox.study import Study, words
+from trickbox.study import Study, answers
 from trickbox.study.design import INTERACTION, Arm, Design, Question, winner
 from trickbox.study.dose import dose
 from trickbox.study.factorial import factorial, screen, shapley
@@ -264,4 +264,4 @@ def test_a_study_of_combinations_answers_confirms_and_writes_its_table(here: Any
     assert by_name["dropout x mixup"].differences == pytest.approx(both)
     assert [by_name[name].family for name in ("dropout, on average", "dropout x mixup", "dropout")] == [2, 1, 2]
     assert "dropout x mixup" in found.table()
-    assert any(line.startswith("Whether they help or hinder") for line in words.answer(found))
+    assert any(line.startswith("Whether they help or hinder") for line in answers.answer(found))

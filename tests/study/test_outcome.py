@@ -13,11 +13,11 @@ import scipy.stats
 from study.made import made_plan
 
 from trickbox.errors import ConfigError
-from trickbox.study import stats, tables, words
+from trickbox.study import answers, stats, tables, words
 from trickbox.study.findings import Findings
 from trickbox.study.looks import Looks
+from trickbox.study.methods import methods
 from trickbox.study.outcome import Comparison, raw
-from trickbox.study.report import methods
 from trickbox.study.task import LOSS
 
 Make = Callable[..., Findings]
@@ -104,7 +104,7 @@ def test_sentences_say_effect_verdict_and_cost(outcome: Findings) -> None:
 
     assert sentence.startswith("helper: +4.55 points of accuracy (95 % interval +3.89 to +5.20, ")
     assert "better on 10 of 10 paired seeds, adjusted p = 0.002): helps, by more than the margin of 1 point" in sentence
-    assert sentence.endswith("50 % slower; +96 parameters.")
+    assert sentence.endswith("on validation; +96 parameters.")
 
 
 def test_inconclusive_says_what_would_have_been_seen_and_never_no_difference(outcome: Findings) -> None:
@@ -274,9 +274,9 @@ def test_a_seed_that_stands_apart_is_named_with_what_the_others_show(make_outcom
 
 
 def test_the_answer_comes_first_and_leaves_nobody_out(outcome: Findings) -> None:
-    lines = words.answer(outcome)
+    lines = answers.answer(outcome)
 
-    assert [line.partition(":")[0] for line in lines] == [*words._ANSWERS.values(), "Failed runs"]
+    assert [line.partition(":")[0] for line in lines] == [*answers._ANSWERS.values(), "Failed runs"]
     assert lines[-1] == "Failed runs: failing 1 of 10, its control 0 of 10."
     assert lines[0].startswith("Helps: helper +4.55 points (+3.89 to +5.20), failing +")
     assert all(

@@ -13,7 +13,7 @@ import torch
 
 from trickbox import tasks
 from trickbox.errors import ConfigError
-from trickbox.study import Study, words
+from trickbox.study import Study, answers
 from trickbox.study.design import Arm
 from trickbox.study.own import task_class
 from trickbox.study.run import run_spec
@@ -189,7 +189,7 @@ def test_without_a_test_set_the_winner_is_confirmed_on_fresh_seeds_alone(write: 
     confirmed = study.confirm(cast(Any, SimpleNamespace(comparisons=[helps], arms=study.arms)), executor=here)
 
     assert confirmed is not None
-    assert words.confirmation(confirmed)[0].startswith("On fresh seeds: long ")
+    assert answers.confirmation(confirmed)[0].startswith("On fresh seeds: long ")
     assert "test set" not in confirmed.table()
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from trickbox.errors import ConfigError
 from trickbox.study import Arm, Study
+from trickbox.study.methods import methods
 from trickbox.study.outcome import raw
-from trickbox.study.report import methods
 from trickbox.study.tuning import Tuning, settings_of
 from trickbox.tasks.waveforms import Waveforms
 

@@ -34,8 +34,8 @@ class Looks:
 
     @property
     def count(self) -> int:
-        """How many looks there were at the same set, this one included."""
-        return len(self._same)
+        """How many different looks there were at the same set, this one included; the same again shows nothing new."""
+        return len({json.dumps(plan, sort_keys=True) for plan in self._same})
 
     def asked(self, family: str) -> int:
         """How many different questions of a family were asked in all of them."""

@@ -28,10 +28,10 @@ class Comparison:
 
     `differences` has one entry for each seed, nan where a run failed. `inference` has the signs turned so that
     positive is better; its verdict and p hold for all `family` questions together. `time_ratio` compares the steps,
-    timed alone, with its 97 % interval `time_low` to `time_high`, nan where they were not timed; `memory_ratio` what a
-    step holds at once; `parameters` is how many there are more. `at_equal_time` is the inference on validation when
-    both sides have trained for the same time, where a step takes longer or shorter, and `to_target` compares when they
-    reached the target of the study, if it has one. `failures` counts
+    timed alone, nan where none were; the ratios of single passes lie between `time_low` and `time_high`.
+    `memory_ratio` is of what a step holds at once; `parameters` is how many there are more. `at_equal_time` is the
+    inference on validation when both sides have trained for the same time, where a step takes longer or shorter, and
+    `to_target` compares when they reached the target of the study, if it has one. `failures` counts
     failed runs of the arms that count for the question and of those that count against it, of `runs` each, and
     `collapses` those of them that learned nothing; `all_runs` is the inference with every failed run scored as
     guessing, where any failed. `same_bits` counts the seeds on which an arm and its control ended in the same bits,
@@ -239,31 +239,32 @@ class Outcome:
         return for_it, against
 
     def _time(self, question: Question) -> tuple[float, float, float]:
-        """The median over seeds of the ratio of steps, and from six seeds on its interval."""
-        ratios = np.exp(self._cost(question, "step_seconds"))
-        if not len(ratios):
+        """The ratio of the least times of a step, and from six passes on the range of the ratios of single passes."""
+        logs = self._cost(question, "step_seconds")
+        if not logs.size:
             return math.nan, 0.0, math.inf
-        # Of six values the least and the largest enclose the median in 97 % of cases, whatever disturbed one of them.
+        weights = np.array(list(question.weights.values()))
+        ratios = np.exp(weights @ logs)
+        # Whatever disturbs a pass makes it slower, so the least is nearest to the truth. The least and the largest of
+        # six ratios enclose the median in 97 % of cases.
         low, high = (float(ratios.min()), float(ratios.max())) if len(ratios) >= LEAST else (0.0, math.inf)
-        return float(np.median(ratios)), low, high
+        return float(np.exp(weights @ logs.min(1))), low, high
 
     def _memory(self, question: Question) -> float:
-        ratios = np.exp(self._cost(question, "memory"))
-        return float(np.median(ratios)) if len(ratios) else math.nan
+        logs = self._cost(question, "memory")
+        return float(np.exp(np.array(list(question.weights.values())) @ logs[:, 0])) if logs.size else math.nan
 
     def _cost(self, question: Question, name: str) -> Array:
-        """The logarithm of a cost on each seed on which it was measured for all arms of a question."""
+        """The logarithm of a cost, (arms of the question, passes), of the passes in which it was measured for all."""
         known = [[run.get(name, math.nan) for run in self.costs.get(arm, [])] for arm in question.weights]
-        if not all(known):
-            return np.array([])
-        logs = np.array(list(question.weights.values())) @ np.log(np.array(known, float))
-        return np.asarray(logs[~np.isnan(logs)], float)
+        logs = np.log(np.array(known, float)) if all(known) else np.empty((len(known), 0))
+        return np.asarray(logs[:, ~np.isnan(logs).any(0)], float)
 
     def _at_equal_time(self, question: Question, ratio: float) -> Inference | None:
         """What validation shows of an arm and its control after the same time."""
         found = [
             self.metric.scale * at_equal_time(mine, theirs, ratio) if mine and theirs else math.nan
-            for mine, theirs in self._curves(question)
+            for mine, theirs in self.validation(question)
         ]
         differences = self._oriented(np.array(found, float))
         return None if np.isnan(differences).all() else infer(differences[:, None], self.margin)[0]
@@ -272,11 +273,11 @@ class Outcome:
         if self.target is None or question.arm is None:
             return None
         target, higher = self.target / self.metric.scale, self.metric.higher_is_better
-        epochs = [[epochs_to(curve, target, higher) for curve in pair] for pair in self._curves(question)]
+        epochs = [[epochs_to(curve, target, higher) for curve in pair] for pair in self.validation(question)]
         ratio = 1.0 if math.isnan(ratio) else ratio
         return to_target([ratio * mine for mine, _ in epochs], [theirs for _, theirs in epochs], self.target)
 
-    def _curves(self, question: Question) -> list[tuple[Curve, Curve]]:
+    def validation(self, question: Question) -> list[tuple[Curve, Curve]]:
         """The metric on validation of an arm and its control by epoch, for each seed; empty where a run has none."""
         column, sides = f"val_{self.metric.name}", (question.arm, question.control)
         curves = [[run.get("curves", {}).get(column, []) for run in self.runs(side)] for side in sides if side]

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from trickbox.study import words
+from trickbox.study import answers
 from trickbox.study.design import Arm
 from trickbox.study.findings import Findings
 from trickbox.study.planning import duration
@@ -74,7 +74,7 @@ class Recommendation:
         name = self.task.name
         if self.arm is None:
             return [f"{name}: nothing beat the baseline; no trick even looked better."]
-        confirmed = words.confirmation(self.confirmed)
+        confirmed = answers.confirmation(self.confirmed)
         if not self.is_better:
             return [
                 f"{name}: nothing beat the baseline{_at(self.control)}.",

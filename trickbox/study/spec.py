@@ -82,9 +82,9 @@ class Spec:
         return hashlib.sha256(json.dumps(_by_content(facts), sort_keys=True).encode()).hexdigest()
 
     def without_seed(self) -> str:
-        """A hash of what makes the arm, whatever it is called: two arms with one hash are one way to train."""
+        """A hash of what makes the arm, whatever it is called and whoever trains it: with one hash it is one arm."""
         facts = attrs.asdict(self)
-        del facts["arm"], facts["seed"]
+        del facts["arm"], facts["seed"], facts["versions"]
         return hashlib.sha256(json.dumps(_by_content(facts), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

@@ -248,6 +248,7 @@ class Study:
             "margin": self.margin,
             "metric": self.metric.name,
             "final": final,
+            "versions": versions(),
         }
 
 

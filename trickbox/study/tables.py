@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trickbox.study import stats
-from trickbox.study.words import is_on_test_set, notes, number, p_value, units
+from trickbox.study.answers import is_on_test_set
+from trickbox.study.words import notes, number, p_value, short, units
 
 if TYPE_CHECKING:
     from trickbox.study.outcome import Comparison, Outcome
@@ -22,7 +23,7 @@ _HEADS = ("arm", "{metric}", "effect [95 % interval]", "better", "p", "verdict",
 
 def table(outcome: Outcome) -> str:
     """Lay the comparisons out for a terminal, at most 100 columns wide, with what the columns mean below."""
-    rows = [(_short(name), *rest) for name, *rest in cells(outcome)]
+    rows = [(short(name, 17), *rest) for name, *rest in cells(outcome)]
     below = [line for said in legend(outcome) for line in textwrap.wrap(said, _WIDE, subsequent_indent="  ")]
     return "\n".join([*textwrap.wrap(title(outcome), _WIDE), "", *ruled(rows), "", *below])
 
@@ -90,10 +91,6 @@ def _chosen(outcome: Outcome) -> list[str]:
     edges = [arm for arm in tuning.scores if tuning.at_edge(arm)]
     beyond = f"at the edge of what was tried, so a better one may lie beyond: {', '.join(edges)}"
     return [f"chosen on {tuning.seeds} seeds of their own: {'; '.join(chosen)}", *[beyond] * bool(edges)]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 17 else f"{name[:15]}.."
 
 
 def _mean(values: stats.Array) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from trickbox.study import stats
@@ -11,11 +10,18 @@ from trickbox.study.design import BASELINE, INTERACTION, PLACEBO
 from trickbox.study.verdicts import LEAST, Inference
 
 if TYPE_CHECKING:
-    from trickbox.study.outcome import Comparison, Outcome
+    from trickbox.study.outcome import Comparison
     from trickbox.study.pace import ToTarget
     from trickbox.study.task import Metric
 
 _MORE_MEMORY = 1.1
+TOGETHER = {
+    "helps": "Gain more together than apart",
+    "hurts": "Gain less together than apart",
+    "equivalent": "Neither help nor hinder each other",
+    "inconclusive": "Whether they help or hinder each other is not to be told with so many seeds",
+}
+"""What a verdict means for a pair of tricks."""
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -27,6 +33,15 @@ def number(value: float, sign: bool = False) -> str:
     value += 0.0  # there is a zero below zero
     text = f"{value:+.2g}" if 0 < abs(value) < 0.1 else f"{value:+.2f}"
     return text if sign else text.lstrip("+")
+
+
+def short(name: str, width: int) -> str:
+    """Cut a name that is too wide.
+
+    >>> short("dropout", 9), short("a long name", 9)
+    ('dropout', 'a long ..')
+    """
+    return name if len(name) <= width else f"{name[: width - 2]}.."
 
 
 def p_value(p: float) -> str:
@@ -50,7 +65,7 @@ def units(value: float, metric: Metric) -> str:
 
 def sentence(comparison: Comparison) -> str:
     """Say what a comparison found in one sentence: effect, interval, verdict, cost, and what went wrong."""
-    found = [conclusion(comparison), *_costs(comparison), *_failures(comparison)]
+    found = [conclusion(comparison), *costs(comparison), *failures(comparison)]
     return f"{subject(comparison)}: {_effect(comparison)}: {'; '.join(found)}."
 
 
@@ -89,7 +104,7 @@ def conclusion(comparison: Comparison) -> str:
     """Say the verdict, with what qualifies it."""
     found, margin = comparison.inference, units(comparison.margin, comparison.metric)
     if comparison.question.family == INTERACTION and comparison.verdict != "inconclusive":
-        return _TOGETHER[comparison.verdict].lower()
+        return TOGETHER[comparison.verdict].lower()
     if comparison.is_identical:
         return "equivalent, the same to the last bit"
     if comparison.verdict in ("helps", "hurts"):
@@ -116,7 +131,8 @@ def _why_not(comparison: Comparison) -> str:
     return f"; an effect of {least} would have been seen in four of five such studies"
 
 
-def _costs(comparison: Comparison) -> list[str]:
+def costs(comparison: Comparison) -> list[str]:
+    """Say what an arm costs in time, epochs, memory and parameters, where it is more or less than its control."""
     said = []
     if comparison.time_low > 1 or comparison.time_high < 1:
         said.append(f"{pace(comparison.time_ratio)}{_at_equal_time(comparison)}")
@@ -132,7 +148,7 @@ def _costs(comparison: Comparison) -> list[str]:
 
 def _at_equal_time(comparison: Comparison) -> str:
     found = comparison.at_equal_time
-    return f", in the same time {_size(comparison, found)} on validation" if found and found.n > 1 else ""
+    return f", in the same time {size(comparison, found)} on validation" if found and found.n > 1 else ""
 
 
 def _to_target(found: ToTarget, comparison: Comparison) -> str:
@@ -155,7 +171,8 @@ def pace(ratio: float) -> str:
     return f"{100 * (ratio - 1):.0f} % slower" if ratio > 1 else f"{100 * (1 - ratio):.0f} % faster"
 
 
-def _failures(comparison: Comparison) -> list[str]:
+def failures(comparison: Comparison) -> list[str]:
+    """Say how many runs failed, and what they would make of the effect."""
     mine, theirs = comparison.failures
     if not mine + theirs:
         return []
@@ -201,69 +218,10 @@ def _far_apart(comparison: Comparison) -> list[str]:
     return [f"seed{plural} {seeds} stand{'' if plural else 's'} far apart; the middle half of the seeds gives {middle}"]
 
 
-def answer(outcome: Outcome) -> list[str]:
-    """Say what came out, the clearest first: a line for each verdict that was reached, and whose runs failed."""
-    asked = [each for each in outcome.comparisons if each.name != PLACEBO]
-    together = [each for each in asked if each.question.family == INTERACTION]
-    effects = [each for each in asked if each not in together]
-    uneven = [
-        f"{each.name} {each.failures[0]} of {each.runs[0]}, its control {each.failures[1]} of {each.runs[1]}"
-        for each in asked
-        if each.failures[0] * each.runs[1] != each.failures[1] * each.runs[0]
-    ]
-    failed = [f"Failed runs: {'; '.join(uneven)}."] * bool(uneven)
-    return [*_grouped(effects, _ANSWERS), *_grouped(together, _TOGETHER), *failed]
-
-
-def _grouped(comparisons: list[Comparison], answers: Mapping[str, str]) -> list[str]:
-    groups = {verdict: [each for each in comparisons if each.verdict == verdict] for verdict in answers}
-    return [
-        f"{answers[verdict]}: {', '.join(map(_in_short, sorted(group, key=lambda each: -each.inference.mean)))}."
-        for verdict, group in groups.items()
-        if group
-    ]
-
-
-_ANSWERS = {
-    "helps": "Helps",
-    "hurts": "Hurts",
-    "equivalent": "Makes no difference that matters",
-    "inconclusive": "Not to be told apart from nothing with so many seeds",
-}
-_TOGETHER = {
-    "helps": "Gain more together than apart",
-    "hurts": "Gain less together than apart",
-    "equivalent": "Neither help nor hinder each other",
-    "inconclusive": "Whether they help or hinder each other is not to be told with so many seeds",
-}
-
-
-def _in_short(comparison: Comparison) -> str:
-    return f"{comparison.name} {_size(comparison, comparison.inference)}".rstrip()
-
-
-def _size(comparison: Comparison, found: Inference) -> str:
+def size(comparison: Comparison, found: Inference) -> str:
     """An effect with its interval, in the metric's own direction."""
     if found.n < 2:
         return ""
     turned = 1 if comparison.metric.higher_is_better else -1
     low, high = sorted((turned * found.low, turned * found.high))
     return f"{amount(turned * found.mean, comparison, True)} ({number(low, True)} to {number(high, True)})"
-
-
-def confirmation(confirmed: Outcome | None) -> list[str]:
-    """Say what the winner did on fresh seeds and the test set, where that was asked; runs that failed count there."""
-    if confirmed is None:
-        return []
-    (asked,) = confirmed.comparisons
-    found = asked.with_failures
-    said = {"helps": "confirmed", "hurts": "turned around"}.get(found.verdict, f"not confirmed: {found.verdict}")
-    times = "read once" if confirmed.looks.count == 1 else f"read {confirmed.looks.count} times"
-    where = f" and the test set, {times}" if is_on_test_set(confirmed) else ""
-    failed = ", failed runs counted as guessing" if any(asked.failures) else ""
-    return [f"On fresh seeds{where}: {asked.name} {_size(asked, found)}{failed}, {said}."]
-
-
-def is_on_test_set(outcome: Outcome) -> bool:
-    """Whether values are of the test set; of a task that has none they are of the comparison set, on fresh seeds."""
-    return outcome.final and any(run.get("set") == "test" for run in outcome.results.values())
