@@ -20,7 +20,8 @@ ORDER = """
     state hooks trick validators steps data metrics targets optimization catalog box checks run phases session
     loops saving engine
     adapters adapters.lightning adapters.transformers
-    study.task study.guess study.own tasks study tasks.waveforms tasks.source tasks.lesson testing spelling cli
+    study.task study.guess study.own tasks study tasks.drawn tasks.waveforms tasks.series
+    tasks.waveform21 tasks.real tasks.source tasks.lesson testing spelling cli
 """.split()  # noqa: SIM905
 """Modules and packages of the core; each imports only what stands to its left, or its own package."""
 

@@ -31,8 +31,8 @@ def methods(outcome: Outcome) -> list[str]:
         "The effect that four of five such studies would call is computed from the spread that was observed.",
         "A run that does no better than the best constant answer counts as failed, like one that diverged.",
         _fairness(outcome),
-        "Cost is the median step of training with its batch, on one thread, the least of several passes of its own with "
-        "no other run beside it, and what a step must hold in memory; the placebo's ratio shows how much is noise.",
+        "Cost is the median step of training with its batch, on one thread, the least of several passes of its own "
+        "with no other run beside it, and what a step holds in memory; the placebo's ratio shows how much is noise.",
         f"Versions: {versions}. Seeds: {', '.join(map(str, outcome.seeds))}.",
     ]
 

@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 
 __all__ = ["available", "get"]
 
-_PLACES = {"waveforms": "trickbox.tasks.waveforms:Waveforms"}
+_PLACES = {
+    "cbf": "trickbox.tasks.series:CBF",
+    "diabetes": "trickbox.tasks.real:Diabetes",
+    "digits": "trickbox.tasks.real:Digits",
+    "synthetic_control": "trickbox.tasks.series:SyntheticControl",
+    "two_patterns": "trickbox.tasks.series:TwoPatterns",
+    "waveform21": "trickbox.tasks.waveform21:Waveform21",
+    "waveforms": "trickbox.tasks.waveforms:Waveforms",
+}
 
 
 def available() -> list[str]:
     """Name every task that comes with trickbox, sorted, importing none of them.
 
     >>> available()
-    ['waveforms']
+    ['cbf', 'diabetes', 'digits', 'synthetic_control', 'two_patterns', 'waveform21', 'waveforms']
     """
     return sorted(_PLACES)
 

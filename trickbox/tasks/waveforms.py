@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trickbox.errors import ConfigError
-from trickbox.study.task import ACCURACY, Metric, Pair, Splits
+from trickbox.study.task import Pair
+from trickbox.tasks.drawn import Drawn
 from trickbox.validators import integer, interval
 
 __all__ = ["PlainNet", "Waveforms", "waveforms"]
 
 CLASS_NAMES = ("sine", "triangle", "square")
 SHORTEST = 31  # the shortest series of which the two convolutions and two poolings leave anything
-_COMPARISON_STREAM = 0xC0DE  # both sets are facts of the task, the same for every seed
-_TEST_STREAM = 0x7E57
 
 
 def shapes(angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
@@ -70,7 +69,7 @@ class PlainNet(nn.Module):
     17283
     """
 
-    def __init__(self, length: int = 128) -> None:
+    def __init__(self, length: int = 128, classes: int = len(CLASS_NAMES)) -> None:
         super().__init__()
         self.conv1 = nn.Conv1d(1, 16, 5, stride=2)
         self.conv2 = nn.Conv1d(16, 32, 5, stride=2)
@@ -79,10 +78,10 @@ class PlainNet(nn.Module):
         for _ in (self.conv1, self.conv2):
             width = ((width - 5) // 2 + 1) // 2
         self.fc1 = nn.Linear(32 * width, 64)
-        self.fc2 = nn.Linear(64, len(CLASS_NAMES))
+        self.fc2 = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map series (N, 1, length) to logits (N, 3)."""
+        """Map series (N, 1, length) to logits (N, classes)."""
         x = self.pool(F.relu(self.conv1(x)))
         x = self.pool(F.relu(self.conv2(x)))
         x = x.flatten(1)
@@ -101,13 +100,11 @@ def _rising(task: Any, attribute: Any, value: Any) -> None:
 
 
 @frozen
-class Waveforms:
+class Waveforms(Drawn):
     """Tell sine, triangle and square waves apart.
 
-    *samples* labeled series of *length* points, redrawn for each seed and split 60/20/20; the last 20 % stay unused:
-    arms are compared on *fresh_samples* fresh series, and the test set are as many others, the same for every seed.
-    Noise in standard deviations,
-    frequencies in Hz. The defaults are the lesson's. At noise 0.05 little is left to gain: 0.3 gives tricks room.
+    Series of *length* points, noise in standard deviations, frequencies in Hz; the rest as in `Drawn`. The defaults are
+    the lesson's. At noise 0.05 little is left to gain: 0.3 gives tricks room.
 
     >>> splits = Waveforms().data(seed=0)
     >>> [len(part[1]) for part in (splits.train, splits.valid, splits.comparison, splits.test)]
@@ -115,38 +112,16 @@ class Waveforms:
     """
 
     name: ClassVar[str] = "waveforms"
-    metric: ClassVar[Metric] = ACCURACY
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
-    samples: int = field(default=600, validator=integer(15))
     length: int = field(default=128, validator=integer(SHORTEST))
     noise: float = field(default=0.05, validator=interval("[0, inf)"))
-    lr: float = field(default=0.01, validator=interval("(0, inf)"))
-    max_epochs: int = field(default=15, validator=integer(1))
-    batch_size: int = field(default=32, validator=integer(1))
-    fresh_samples: int = field(default=5000, validator=integer(3))
     frequencies: tuple[float, ...] = field(default=(1.0, 10.0), converter=_pair, validator=_rising)
-
-    @property
-    def loss(self) -> nn.Module:
-        """Cross-entropy of logits against class numbers."""
-        return nn.CrossEntropyLoss()
 
     def model(self) -> nn.Module:
         """Build the lesson's plain network."""
         return PlainNet(self.length)
 
-    def data(self, seed: int) -> Splits:
-        """Draw and split the series of *seed*; large sets take the place of the lesson's own 20 %."""
-        inputs, targets = self._draw(self.samples, (seed, 0))
-        order = torch.from_numpy(np.random.default_rng((seed, 1)).permutation(self.samples))
-        train, valid, _ = order.tensor_split([self.samples * 3 // 5, self.samples * 4 // 5])
-        comparison, test = (self._draw(self.fresh_samples, (stream,)) for stream in (_COMPARISON_STREAM, _TEST_STREAM))
-        return Splits((inputs[train], targets[train]), (inputs[valid], targets[valid]), test, comparison)
-
-    def optimizer(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-        """Build Adam at the task's learning rate."""
-        return torch.optim.Adam(parameters, lr=self.lr)
-
-    def _draw(self, samples: int, seed: tuple[int, ...]) -> Pair:
+    def draw(self, samples: int, seed: tuple[int, ...]) -> Pair:
+        """Draw noisy waves; see `waveforms`."""
         return waveforms(samples, length=self.length, noise=self.noise, frequencies=self.frequencies, seed=seed)
