@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compare(options: argparse.Namespace) -> None:
     """Train all arms over paired seeds, confirm the winner on fresh ones, print what came out, write the report."""
     from trickbox.study.answers import answer, confirmation
+    from trickbox.study.planning import seconds_of
 
     folder = Path(options.out) if options.out else cache_folder()
     if options.aggregate:
@@ -56,7 +57,8 @@ def compare(options: argparse.Namespace) -> None:
     if options.plan:
         print(study.plan(options.plan, workers=options.workers, store=folder))
         return
-    how = {"workers": options.workers, "store": folder, "retry": options.retry}
+    limit = seconds_of(options.limit) if options.limit else None
+    how = {"workers": options.workers, "store": folder, "retry": options.retry, "limit": limit}
     found = study.run(**how)
     found.confirmed = study.confirm(found, **how)
     print("\n".join([*answer(found), *confirmation(found.confirmed), "", found.table(), "", *found.sentences()]))
@@ -276,6 +278,7 @@ def _add_studies(commands: Any) -> None:
         "--tune", action="append", metavar="NAME=A,B", help="let each arm choose, such as lr=0.001,0.003,0.01"
     )
     command.add_argument("--plan", metavar="TIME", help="train three runs only, and say what fits into '10 min'")
+    command.add_argument("--limit", metavar="TIME", help="how long a run may take before it is ended, such as '1 h'")
     command.add_argument("--retry", action="store_true", help="make runs again that are stored as errors")
     command.add_argument("--out", metavar="DIR", help="folder for runs and report (default: the user's cache)")
     _add_settings(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,12 +154,12 @@ class Fragile:
 
     depth = 3
 
-    def __init__(self, deadly: set[str], slow: set[str]) -> None:
-        self.deadly, self.slow = deadly, slow
+    def __init__(self, deadly: set[str], slow: set[str] = frozenset(), late: set[str] = frozenset()) -> None:
+        self.deadly, self.slow, self.late = deadly, slow, late
         self.renewed = 0
         self.flying: list[Future[dict[str, Any]]] = []
 
-    def submit(self, spec: Spec) -> Future[dict[str, Any]]:
+    def submit(self, key: str, spec: Spec) -> Future[dict[str, Any]]:
         future: Future[dict[str, Any]] = Future()
         self.flying.append(future)
         if spec.arm in self.deadly:
@@ -170,6 +171,12 @@ class Fragile:
         else:
             Timer(0.001, lambda: future.done() or future.set_result({"status": "ok"})).start()
         return future
+
+    def received(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        return outcome
+
+    def took_too_long(self, key: str) -> str | None:
+        return "too long" if key in self.late else None
 
     def renew(self) -> None:
         self.renewed += 1
@@ -188,6 +195,17 @@ def test_only_the_run_that_kills_its_worker_is_given_up() -> None:
     assert "died twice" in found["c"]["message"]
 
 
+def test_a_run_that_took_too_long_is_known_and_nobody_else_is_suspected() -> None:
+    todo = {arm: Spec(arm, 0, part_of_task(SMALL)) for arm in "abcd"}
+    pool = Fragile(deadly={"b"}, late={"b"})
+
+    found = dict(runner._drain(todo, pool))  # type: ignore[arg-type]
+
+    assert {arm: found[arm]["status"] for arm in sorted(found)} == {"a": "ok", "b": "error", "c": "ok", "d": "ok"}
+    assert found["b"]["message"] == "too long"
+    assert pool.renewed == 1, "it is not tried again"
+
+
 def test_an_executor_of_the_user_is_not_mended() -> None:
     class Broken(ThreadPoolExecutor):
         def submit(self, *_: Any, **__: Any) -> Future[Any]:  # type: ignore[override]
@@ -202,7 +220,7 @@ def test_an_executor_of_the_user_is_not_mended() -> None:
 # -- in processes ----------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import os, sys, torch
+import ctypes, os, sys, torch
 from typing import ClassVar
 import attrs
 from torch import nn
@@ -213,6 +231,7 @@ from trickbox.streams import derive
 @attrs.frozen
 class Blobs:
     fatal: int = -1
+    endless: int = -1
     lr: float = 0.01
     max_epochs: int = {epochs}
     batch_size: int = 32
@@ -227,6 +246,8 @@ class Blobs:
     def data(self, seed):
         if self.fatal >= 0 and seed == derive(self.fatal, "split"):
             os._exit(9)
+        if self.endless >= 0 and seed == derive(self.endless, "split"):
+            ctypes.PyDLL(None).sleep(1000)  # without letting any other thread of Python run
         targets = torch.arange(200) % 2
         inputs = targets[:, None] + torch.randn(200, 2, generator=torch.Generator().manual_seed(seed))
         return Splits(*((inputs[part], targets[part]) for part in (slice(80), slice(80, 120), slice(120, 200))))
@@ -235,8 +256,8 @@ class Blobs:
         return torch.optim.Adam(parameters, lr=self.lr)
 
 def main():
-    arms = [Arm("deadly", overrides={{"fatal": 0}})] if {deadly} else []
-    outcome = Study(Blobs(), arms, seeds=2).run(workers=1, store=sys.argv[1])
+    arms = [Arm("deadly", overrides={{"fatal": 0}}), Arm("endless", overrides={{"endless": 1}})] if {deadly} else []
+    outcome = Study(Blobs(), arms, seeds=2, costs=False).run(workers=2, store=sys.argv[1], limit=3.0)
     print(dumps({{arm.name: [run["status"] for run in outcome.runs(arm.name)] for arm in outcome.arms}}))
 {call}
 """
@@ -276,14 +297,19 @@ def test_results_are_the_same_bits_here_and_in_any_number_of_processes(here: Any
 
 
 @pytest.mark.slow
-def test_a_script_runs_its_own_task_and_outlives_dying_workers(tmp_path: Path) -> None:
+def test_a_script_runs_its_own_task_and_outlives_workers_that_die_or_hang(tmp_path: Path) -> None:
     output, errors = start(tmp_path, deadly=True).communicate(timeout=300)
 
     assert json.loads(output) == {
         "baseline": ["ok", "ok"],
         "placebo": ["ok", "ok"],
         "deadly": ["error", "ok"],
+        "endless": ["ok", "error"],
     }, errors
+    said = [json.loads(file.read_text())["result"]["message"] for file in tmp_path.rglob("runs/*/*.json")]
+    ended = [message for message in said if "longer than its limit" in message]
+    assert len(ended) == 1
+    assert re.search(r"it was at File .*script.py.*line \d+ in data", ended[0]), ended
 
 
 @pytest.mark.slow
@@ -292,7 +318,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=300)
 
     assert process.returncode != 0
-    assert "ConfigError: study: worker processes could not start" in errors
+    assert "ConfigError: study: a file with a task or a trick is imported by every worker" in errors
     assert "if __name__ == '__main__':" in errors
 
 

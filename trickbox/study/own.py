@@ -69,7 +69,8 @@ def load(place: str) -> Any:
 def place_of(cls: type) -> str:
     """The place of a class of tasks, from which a worker process can load it."""
     module = sys.modules[cls.__module__]
-    where = module.__file__ if cls.__module__.startswith(_FILE) else cls.__module__
+    is_file = cls.__module__.startswith(_FILE) or cls.__module__ == "__main__"
+    where = module.__file__ if is_file else cls.__module__
     return f"{where}:{cls.__qualname__}"
 
 

@@ -63,6 +63,7 @@ class How(TypedDict, total=False):
     progress: bool
     executor: Executor | None
     retry: bool
+    limit: float | None
 
 
 class Study:
@@ -128,9 +129,10 @@ class Study:
         progress  a bar with the time left; where there is no terminal, a line every half minute
         executor  any `concurrent.futures` executor of processes, instead of *workers*
         retry     make runs again that are stored as errors, such as for want of memory
+        limit     seconds that a run may take (default: twenty times the longest so far, and ten minutes at the least)
 
-        The test set is not read: see `confirm`. Ctrl-C keeps every finished run in the store. In a script, call it
-        under ``if __name__ == "__main__":``.
+        The test set is not read: see `confirm`. Ctrl-C keeps every finished run in the store. In a script with a task
+        or a trick of its own, call it under ``if __name__ == "__main__":``, because workers import that script.
         """
         tuning = self.tune(**how) if self.settings else None
         arms = tuning.applied(self.arms) if tuning else self.arms
@@ -230,6 +232,7 @@ class Study:
                 executor=how.get("executor"),
                 on_done=lambda *_: bar.update(),
                 retry=how.get("retry", False),
+                limit=how.get("limit"),
             )
 
     def _plan(self, design: Design, specs: Sequence[Spec], final: bool) -> dict[str, Any]:
