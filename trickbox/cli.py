@@ -46,6 +46,7 @@ def compare(options: argparse.Namespace) -> None:
     from trickbox.study.answers import answer, confirmation
     from trickbox.study.planning import seconds_of
 
+    limit = seconds_of(options.limit) if options.limit else None
     folder = Path(options.out) if options.out else cache_folder()
     if options.aggregate:
         _aggregate(options, folder)
@@ -57,7 +58,6 @@ def compare(options: argparse.Namespace) -> None:
     if options.plan:
         print(study.plan(options.plan, workers=options.workers, store=folder))
         return
-    limit = seconds_of(options.limit) if options.limit else None
     how = {"workers": options.workers, "store": folder, "retry": options.retry, "limit": limit}
     found = study.run(**how)
     found.confirmed = study.confirm(found, **how)
@@ -85,7 +85,7 @@ def recommend(options: argparse.Namespace) -> None:
     """Find out within a budget which tricks to use on a task; print the answer, write it as recipe.json."""
     from trickbox.study import recommend as search
 
-    folder = Path(options.out) if options.out else cache_folder()
+    folder = Path(options.out) if options.out else cache_folder("recommend")
     found = search(
         _task(options),
         parse_tricks(options.tricks) if options.tricks else None,
@@ -197,10 +197,10 @@ def _task(options: argparse.Namespace) -> Any:
     return tasks.get(options.task or "waveforms", **settings)
 
 
-def cache_folder() -> Path:
+def cache_folder(command: str = "compare") -> Path:
     """Where results go when no folder is named: the user's cache, never the working folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "trickbox" / "compare"
+    return Path(base) / "trickbox" / command
 
 
 class _Parser(argparse.ArgumentParser):

@@ -68,7 +68,7 @@ def test_a_study_plans_from_three_runs_that_it_keeps(here: Any) -> None:
 
 @pytest.mark.parametrize("budget", ["soon", "0", "-3 min", "3 weeks", ""])
 def test_what_is_no_time_is_refused(budget: str) -> None:
-    with pytest.raises(ConfigError, match="budget must be a time such as '10 min'"):
+    with pytest.raises(ConfigError, match="a time is written as '10 min'"):
         seconds_of(budget)
 
 

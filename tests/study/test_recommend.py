@@ -13,7 +13,7 @@ from trickbox_tricks import Initialize
 
 from trickbox.catalog import resolve
 from trickbox.errors import ConfigError
-from trickbox.study import Splits, recommend
+from trickbox.study import Arm, Splits, recommend
 from trickbox.study.recommend import candidates
 from trickbox.study.store import MemoryStore
 from trickbox.study.task import ACCURACY
@@ -116,6 +116,13 @@ def test_a_budget_that_confirms_nothing_is_refused_before_the_search(here: Any) 
     with pytest.raises(ConfigError, match=r"recommend: 20 tricks need at least .* here, got 0.01 s; give more time"):
         recommend(Faint(), [(f"dropout {number}", "dropout") for number in range(20)], budget=0.01, executor=here)
     assert here.count == 3
+
+
+@pytest.mark.parametrize("tricks", [[], [Arm("own", ["dropout"])]])
+def test_arms_are_its_own_to_make(tricks: list[Any], here: Any) -> None:
+    with pytest.raises(ConfigError, match="tricks must be one trick or more"):
+        recommend(Faint(), tricks, executor=here)
+    assert here.count == 0
 
 
 def test_candidates_are_all_of_ours_that_need_no_setting() -> None:

@@ -89,7 +89,7 @@ def seconds_of(budget: str | float) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|min|h|hour)?s?\s*", str(budget))
     if match is None or float(match[1]) == 0:
-        raise ConfigError(f"budget must be a time such as '10 min', '90 s' or '2 h', got {budget!r}")
+        raise ConfigError(f"a time is written as '10 min', '90 s' or '2 h', got {budget!r}")
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 

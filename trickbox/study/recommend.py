@@ -14,7 +14,7 @@ from attrs import NOTHING, define, field
 from trickbox import catalog, tasks
 from trickbox.errors import ConfigError
 from trickbox.study import runner, stats, words
-from trickbox.study.design import BASELINE, PLACEBO, Arm, named
+from trickbox.study.design import BASELINE, PLACEBO, Arm, named, own
 from trickbox.study.findings import Findings
 from trickbox.study.planning import PILOT, duration, seconds_of
 from trickbox.study.recommendation import Recommendation
@@ -57,12 +57,15 @@ def recommend(
     baseline was. It meets the tuned baseline on fresh seeds, and the test set is read, once.
 
     Without *tricks*, all that come with trickbox and need no setting are tried. *how* is that of `Study.run`, the
-    others are as in `Study`. Raises `ConfigError` where the budget is too small to confirm anything.
+    others are as in `Study`. Raises `ConfigError` where the budget is too small to confirm anything, or without tricks.
     """
     found = tasks.get(task) if isinstance(task, str) else task
     ways: How = {**how, "store": how.get("store") or MemoryStore()}
     search = _Search(found, {"metric": metric, "margin": margin, "device": device}, seconds_of(budget), ways)
-    return search.run(named(list(tricks) if tricks is not None else candidates()))
+    entries: list[Any] = candidates() if tricks is None else list(tricks)
+    if own(entries) or not entries:
+        raise ConfigError(f"recommend: tricks must be one trick or more, got {entries!r}; it makes the arms itself")
+    return search.run(named(entries))
 
 
 def candidates() -> list[str]:
