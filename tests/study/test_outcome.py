@@ -14,10 +14,11 @@ from study.made import made_plan
 
 from trickbox.errors import ConfigError
 from trickbox.study import answers, stats, tables, words
+from trickbox.study.comparison import Comparison
 from trickbox.study.findings import Findings
 from trickbox.study.looks import Looks
 from trickbox.study.methods import methods
-from trickbox.study.outcome import Comparison, raw
+from trickbox.study.outcome import raw
 from trickbox.study.task import LOSS
 
 Make = Callable[..., Findings]

@@ -1,7 +1,8 @@
 from .aggregate import Average, aggregate
+from .comparison import Comparison
 from .design import Arm, add_one, leave_one_out
 from .findings import Findings
-from .outcome import Comparison, Outcome
+from .outcome import Outcome
 from .planning import Plan
 from .recommend import recommend
 from .recommendation import Recommendation

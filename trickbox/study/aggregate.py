@@ -9,8 +9,9 @@ import scipy.stats
 from attrs import frozen
 
 from trickbox.errors import ConfigError
+from trickbox.study.comparison import Comparison
 from trickbox.study.design import PLACEBO
-from trickbox.study.outcome import Comparison, Outcome
+from trickbox.study.outcome import Outcome
 from trickbox.study.stats import Array
 from trickbox.study.tables import ruled
 from trickbox.study.verdicts import Inference, infer

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from trickbox.study.design import INTERACTION, PLACEBO
+from trickbox.study.design import EFFECT, INTERACTION, PLACEBO, TREND
 from trickbox.study.words import TOGETHER, costs, size
 
 if TYPE_CHECKING:
-    from trickbox.study.outcome import Comparison, Outcome
+    from trickbox.study.comparison import Comparison
+from trickbox.study.outcome import Outcome
 
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -25,7 +27,7 @@ def count(number: int) -> str:
 
 def headline(outcome: Outcome) -> str:
     """Say in one sentence what came out of a study."""
-    asked = [each for each in outcome.comparisons if each.name != PLACEBO and each.question.family != INTERACTION]
+    asked = _asked(outcome, EFFECT)
     groups = {verdict: [each for each in asked if each.verdict == verdict] for verdict in _ANSWERS}
     seeds = f"with {count(len(outcome.seeds))} seeds"
     said = _best(groups["helps"])
@@ -48,32 +50,41 @@ def _best(helping: list[Comparison]) -> list[str]:
     return [f"{best.name} helps: {size(best, best.inference)}{others}"]
 
 
+def _asked(outcome: Outcome, *families: str) -> list[Comparison]:
+    return [each for each in outcome.comparisons if each.name != PLACEBO and each.question.family in families]
+
+
 def advice(outcome: Outcome, confirmed: Outcome | None) -> str:
     """Say what to do, and what it costs."""
-    helping = [each for each in outcome.comparisons if each.verdict == "helps" and each.name != PLACEBO]
+    helping = [each for each in _asked(outcome, EFFECT) if each.verdict == "helps"]
     if not helping:
         return "Nothing to recommend: leave the training as it is, or look with more seeds."
     best = max(helping, key=lambda each: each.inference.mean)
-    price = "; ".join(costs(best)) or "it costs nothing that could be measured"
     if confirmed is None:
-        return f"Worth a try: {best.name}. {price[0].upper()}{price[1:]}. Nothing is confirmed on fresh seeds yet."
+        return f"Worth a try: {best.name}. {_price(best)}Nothing is confirmed on fresh seeds yet."
     (asked,) = confirmed.comparisons
     if asked.with_failures.verdict == "helps":
-        return f"Use {asked.name}. {price[0].upper()}{price[1:]}."
+        return f"Use {asked.name}. {_price(best) if asked.name == best.name else ''}".rstrip()
     return f"Do not count on {asked.name}: it looked best, and fresh seeds do not confirm it."
+
+
+def _price(comparison: Comparison) -> str:
+    """What an arm costs as a sentence; nothing where that was not measured."""
+    if math.isnan(comparison.time_ratio):
+        return ""
+    price = "; ".join(costs(comparison)) or "it costs nothing that could be measured"
+    return f"{price[0].upper()}{price[1:]}. "
 
 
 def answer(outcome: Outcome) -> list[str]:
     """Say what came out, the clearest first: a line for each verdict that was reached, and whose runs failed."""
-    asked = [each for each in outcome.comparisons if each.name != PLACEBO]
-    together = [each for each in asked if each.question.family == INTERACTION]
-    effects = [each for each in asked if each not in together]
     uneven = [
         f"{each.name} {each.failures[0]} of {each.runs[0]}, its control {each.failures[1]} of {each.runs[1]}"
-        for each in asked
+        for each in _asked(outcome, EFFECT)
         if each.failures[0] * each.runs[1] != each.failures[1] * each.runs[0]
     ]
     failed = [f"Failed runs: {'; '.join(uneven)}."] * bool(uneven)
+    effects, together = _asked(outcome, EFFECT, TREND), _asked(outcome, INTERACTION)
     return [*_grouped(effects, _ANSWERS), *_grouped(together, TOGETHER), *failed]
 
 

@@ -6,8 +6,9 @@ import numpy as np
 from attrs import frozen
 
 from trickbox.study import words
+from trickbox.study.comparison import Comparison
 from trickbox.study.design import PLACEBO
-from trickbox.study.outcome import Comparison, Outcome
+from trickbox.study.outcome import Outcome
 from trickbox.study.verdicts import Verdict
 
 WIDTH, _EDGE = 300.0, 8.0

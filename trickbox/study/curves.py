@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from trickbox.study.outcome import Comparison, Outcome
+    from trickbox.study.comparison import Comparison
+from trickbox.study.outcome import Outcome
 
 RIGHT, WRONG = "#007a58", "#b34700"
 _COLUMNS = 3

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from trickbox.study.outcome import Comparison, Outcome
+    from trickbox.study.comparison import Comparison
+from trickbox.study.outcome import Outcome
 
 
 def forest(outcome: Outcome) -> Figure:

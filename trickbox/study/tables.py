@@ -14,7 +14,8 @@ from trickbox.study.answers import is_on_test_set
 from trickbox.study.words import notes, number, p_value, short, units
 
 if TYPE_CHECKING:
-    from trickbox.study.outcome import Comparison, Outcome
+    from trickbox.study.comparison import Comparison
+from trickbox.study.outcome import Outcome
 
 _WIDE = 100
 

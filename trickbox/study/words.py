@@ -10,7 +10,7 @@ from trickbox.study.design import BASELINE, INTERACTION, PLACEBO
 from trickbox.study.verdicts import LEAST, Inference
 
 if TYPE_CHECKING:
-    from trickbox.study.outcome import Comparison
+    from trickbox.study.comparison import Comparison
     from trickbox.study.pace import ToTarget
     from trickbox.study.task import Metric
 
