@@ -54,6 +54,24 @@ def test_an_arm_that_sets_a_knob_itself_keeps_it(here: Any) -> None:
     assert next(arm for arm in found.arms if arm.name == "fixed").overrides == {"lr": 0.005}
 
 
+def test_a_setting_of_a_trick_is_chosen_with_the_rate_and_means_nothing_to_others(here: Any) -> None:
+    tune = {"lr": [1e-6, 0.01], "dropout.p": [0.0, 0.9]}
+    found = Study(SMALL, ["dropout", "mixup"], seeds=2, tune=tune, costs=False).run(executor=here)
+
+    assert found.tuning is not None
+    assert found.tuning.chosen("baseline") == found.tuning.chosen("mixup") == {"lr": 0.01}
+    assert found.tuning.chosen("dropout") == {"lr": 0.01, "dropout.p": 0.0}
+    assert all(len(scores) == 4 for scores in found.tuning.scores.values())
+    baseline = found.tuning.scores["baseline"]
+    assert baseline[::2] == baseline[1::2], "trials that differ in nothing are one"
+    trials = (2 + 4 + 2) * 3
+    assert here.count == trials + 4 * 2
+    arm = next(arm for arm in found.arms if arm.name == "dropout")
+    assert (arm.tricks[0].p, arm.overrides) == (0.0, {"lr": 0.01})
+    assert "baseline lr=0.01;" in found.table()
+    assert "dropout lr=0.01, dropout.p=0.0" in found.table()
+
+
 def test_where_nothing_was_tuned_the_table_says_so(here: Any) -> None:
     table = Study(SMALL, ["dropout"], seeds=2).run(executor=here).table()
 
@@ -88,8 +106,11 @@ def test_the_winner_is_confirmed_at_its_own_setting(here: Any) -> None:
         ({"lr": [0.1]}, "tune: lr needs several values"),
         ({"lr": "fast"}, "tune: lr needs several values, got 'fast'"),
         ({"rate": [1, 2]}, "overrides 'rate', which waveforms does not have"),
+        ({"dropuot.p": [0.1, 0.2]}, r"'dropuot.p' is of a trick that no arm has; there are dropout. Did you mean"),
+        ({"dropout.rate": [0.1, 0.2]}, "dropout has no setting 'rate'; it has p"),
+        ({"dropout.p": [0.1, 1.5]}, r"p must be in \[0, 1\), got 1.5"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_training(tune: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Study(SMALL, tune=tune)
+        Study(SMALL, ["dropout"], tune=tune)

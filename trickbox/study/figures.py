@@ -72,7 +72,7 @@ def trials(outcome: Outcome) -> Figure | None:
     for number, (arm, scores) in enumerate(tuning.scores.items()):
         color = INK if arm == BASELINE else f"C{number % 10}"
         axes.plot(names, list(scores), color=color, label=arm, marker=".", linewidth=2.5 if arm == BASELINE else 1.2)
-        best = tuning.settings.index(tuning.chosen(arm))
+        best = tuning.best(arm)
         axes.plot([names[best]], [scores[best]], "o", color=color, markerfacecolor="none", markersize=11)
     axes.set_ylabel(outcome.metric.label_and_unit)
     if not outcome.metric.higher_is_better:

@@ -34,7 +34,7 @@ from trickbox.study.spec import Spec, part_of_task, plan, versions
 from trickbox.study.store import MemoryStore, Store, open_store
 from trickbox.study.store import Outcome as Result
 from trickbox.study.task import METRICS, Metric, Task
-from trickbox.study.tuning import SEEDS, Tuning, settings_of, tuned
+from trickbox.study.tuning import SEEDS, Tuning, at, check_settings, settings_of, tuned
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -77,8 +77,9 @@ class Study:
              the metric's own (1 point of accuracy), and reports say that it is a default
     metric   a name such as ``"loss"`` or a `Metric`; default: the task's
     target   a value of the metric on validation, in its unit, such as 95 points: then is told when arms reach it
-    tune     fields of the task and the values that each arm may choose from, such as ``{"lr": [0.001, 0.003, 0.01]}``:
-             all arms have the same trials, on seeds of their own, and are compared at their own best
+    tune     fields of the task, and settings of tricks, with the values that each arm may choose from, such as
+             ``{"lr": [0.001, 0.003, 0.01], "dropout.p": [0.1, 0.3]}``: all arms have the same trials, on seeds of
+             their own, and are compared at their own best
     costs    whether steps are timed, alone on the machine, on up to six seeds for each arm
     device   where workers train
 
@@ -118,7 +119,8 @@ class Study:
         self.specs = plan(self.task, self.arms, self.seeds, device)
         self.settings = settings_of(tune) if tune else ()
         if self.settings:
-            plan(self.task, [Arm("trial", control=None, overrides=self.settings[0])], [0])
+            check_settings(self.arms, self.settings)
+            plan(self.task, [at(arm, setting) for setting in self.settings for arm in self.arms], [0])
         self._memory = MemoryStore()
 
     def run(self, **how: Unpack[How]) -> Findings:
