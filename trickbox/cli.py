@@ -69,7 +69,7 @@ def compare(options: argparse.Namespace) -> None:
 def _aggregate(options: argparse.Namespace, folder: Path) -> None:
     """Ask the same of several tasks, and print what holds over all of them."""
     from trickbox.study import aggregate
-    from trickbox.study.aggregate import table
+    from trickbox.study.averages import table
 
     if options.task or options.course or options.set or options.plan:
         raise ConfigError("--aggregate names the tasks itself; leave out the task, --course, --set and --plan")

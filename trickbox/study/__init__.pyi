@@ -1,11 +1,11 @@
-from .aggregate import Average, aggregate
+from .averages import Average, aggregate
 from .comparison import Comparison
 from .design import Arm, add_one, leave_one_out
 from .findings import Findings
 from .outcome import Outcome
 from .planning import Plan
-from .recommend import recommend
 from .recommendation import Recommendation
+from .search import recommend
 from .study import Study
 from .task import ACCURACY, LOSS, Metric, Splits, Task
 

@@ -14,7 +14,7 @@ from trickbox_tricks import Initialize
 from trickbox.catalog import resolve
 from trickbox.errors import ConfigError
 from trickbox.study import Arm, Splits, recommend
-from trickbox.study.recommend import candidates
+from trickbox.study.search import candidates
 from trickbox.study.store import MemoryStore
 from trickbox.study.task import ACCURACY
 from trickbox.trick import to_config

@@ -12,7 +12,7 @@ import scipy.stats
 from trickbox.cli import main
 from trickbox.errors import ConfigError
 from trickbox.study import LOSS, aggregate
-from trickbox.study.aggregate import table
+from trickbox.study.averages import table
 from trickbox.study.findings import Findings
 
 Make = Callable[..., Findings]
