@@ -57,7 +57,7 @@ def test_effects_of_all_combinations_are_those_of_least_squares(count: int) -> N
     assert len(trained) == 2**count
     for term, coefficient in zip(terms, fitted[1:], strict=True):
         if len(term) == 1:
-            assert answer(asked[f"{term[0]}, on average"], values) == pytest.approx(2 * coefficient)
+            assert answer(asked[f"{term[0]} overall"], values) == pytest.approx(2 * coefficient)
         else:
             assert answer(asked[" x ".join(term)], values) == pytest.approx(4 * coefficient)
 
@@ -93,8 +93,8 @@ def test_tricks_that_conflict_are_never_together_and_still_have_effects() -> Non
     assert "batch_norm x layer_norm" not in asked
     values = {"baseline": 1.0, "batch_norm": 3.0, "layer_norm": 0.0, "dropout": 2.0, "batch_norm + dropout": 7.0}
     values["layer_norm + dropout"] = 2.0
-    assert answer(asked["batch_norm, on average"], values) == pytest.approx(((3 - 1) + (7 - 2)) / 2)
-    assert answer(asked["dropout, on average"], values) == pytest.approx(((2 - 1) + (7 - 3) + (2 - 0)) / 3)
+    assert answer(asked["batch_norm overall"], values) == pytest.approx(((3 - 1) + (7 - 2)) / 2)
+    assert answer(asked["dropout overall"], values) == pytest.approx(((2 - 1) + (7 - 3) + (2 - 0)) / 3)
     assert answer(asked["batch_norm x dropout"], values) == pytest.approx(7 - 3 - 2 + 1)
 
 
@@ -114,7 +114,7 @@ def test_in_sixteen_combinations_no_effect_is_mixed_up_with_a_pair(count: int) -
 
     assert len(design.arms) == 17  # and the placebo
     for name, effect in effects.items():
-        assert answer(asked[f"{name}, on average"], values) == pytest.approx(effect)
+        assert answer(asked[f"{name} overall"], values) == pytest.approx(effect)
     sums = {question.name: answer(question, values) for question in design.questions if question.family == INTERACTION}
     told = {note.split(":")[1].split(" cannot")[0].strip(): note for note in design.notes}
     for first, found in sums.items():
@@ -155,7 +155,7 @@ def test_a_screen_finds_effects_whatever_the_pairs_do(count: int) -> None:
 
     assert len(design.arms) <= 2 + 24
     for name, effect in effects.items():
-        assert answer(asked[f"{name}, on average"], values) == pytest.approx(effect)
+        assert answer(asked[f"{name} overall"], values) == pytest.approx(effect)
 
 
 def test_a_screen_of_twelve_takes_forty_combinations() -> None:
@@ -252,8 +252,8 @@ def test_a_study_of_combinations_answers_confirms_and_writes_its_table(here: Any
 
     assert [each.name for each in found.comparisons] == [
         "placebo",
-        "dropout, on average",
-        "mixup, on average",
+        "dropout overall",
+        "mixup overall",
         "dropout x mixup",
         "dropout",
         "mixup",
@@ -262,6 +262,6 @@ def test_a_study_of_combinations_answers_confirms_and_writes_its_table(here: Any
     values = {arm.name: found.value(arm.name) for arm in found.arms}
     both = values["dropout + mixup"] - values["dropout"] - values["mixup"] + values["baseline"]
     assert by_name["dropout x mixup"].differences == pytest.approx(both)
-    assert [by_name[name].family for name in ("dropout, on average", "dropout x mixup", "dropout")] == [2, 1, 2]
+    assert [by_name[name].family for name in ("dropout overall", "dropout x mixup", "dropout")] == [2, 1, 2]
     assert "dropout x mixup" in found.table()
     assert any(line.startswith("Whether they help or hinder") for line in answers.answer(found))

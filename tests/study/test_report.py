@@ -254,8 +254,8 @@ def test_pairs_of_tricks_stand_in_a_map(make_outcome: Any) -> None:
     values = {"baseline": [0.5] * 6, "a": [0.6] * 6, "b": [0.7] * 6, "a + b": [0.9, 0.91, 0.9, 0.9, 0.9, 0.9]}
     arms = {name: Arm(name, control=None) for name in values}
     questions = (
-        Question("a, on average", {"a": 0.5, "a + b": 0.5, "baseline": -0.5, "b": -0.5}, trick=("a", None)),
-        Question("b, on average", {"b": 0.5, "a + b": 0.5, "baseline": -0.5, "a": -0.5}, trick=("b", None)),
+        Question("a overall", {"a": 0.5, "a + b": 0.5, "baseline": -0.5, "b": -0.5}, trick=("a", None)),
+        Question("b overall", {"b": 0.5, "a + b": 0.5, "baseline": -0.5, "a": -0.5}, trick=("b", None)),
         Question("a x b", {"a + b": 1.0, "baseline": 1.0, "a": -1.0, "b": -1.0}, INTERACTION),
     )
     outcome = make_outcome(values, controls=dict.fromkeys(arms), questions=questions)

@@ -49,8 +49,6 @@ class Comparison:
     correlation: float
     same_bits: int
     outliers: tuple[int, ...]
-    warnings: tuple[str, ...] = ()
-    """What the runs of the arms that count for it warned of, each text once."""
 
     @property
     def name(self) -> str:

@@ -45,7 +45,7 @@ def differences(outcome: Outcome) -> Figure | None:
     _frame(panels[0], list(curves.values()))
     figure.suptitle("thin: single seeds; band: 95 % interval of the mean, epoch by epoch", fontsize=9)
     figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel(f"difference in validation {outcome.metric.label_and_unit}", fontsize=10)
+    figure.supylabel(f"difference in validation\n{outcome.metric.label_and_unit}", fontsize=10)
     return figure
 
 

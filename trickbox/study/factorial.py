@@ -126,7 +126,7 @@ def _name(cell: Cell, factors: Iterable[str]) -> str:
 def _averaged(name: str, factors: dict[str, Any], cells: Sequence[Cell], signs: Iterable[float]) -> Question:
     """The effect of a trick: the mean of the half of the cells that has it, less that of the other half."""
     weights = [2 * sign / len(cells) for sign in signs]
-    return _question(f"{name}, on average", zip(cells, weights, strict=True), factors, EFFECT, name)
+    return _question(f"{name} overall", zip(cells, weights, strict=True), factors, EFFECT, name)
 
 
 def _question(
@@ -159,7 +159,7 @@ def _toggles(factors: dict[str, Any], cells: list[Cell]) -> list[Question]:
         if not pairs:
             raise ConfigError(f"study: factorial: {name} cannot be switched on and off next to any of the others")
         weighted = [pair for on, off in pairs for pair in ((on, 1 / len(pairs)), (off, -1 / len(pairs)))]
-        asked.append(_question(f"{name}, on average", weighted, factors, EFFECT, name))
+        asked.append(_question(f"{name} overall", weighted, factors, EFFECT, name))
     return asked
 
 

@@ -187,8 +187,7 @@ def interactions(outcome: Outcome) -> Figure | None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    unit = outcome.metric.label_and_unit
-    axes.set_title(f"diagonal: each on average; others: both beyond each; {unit}", fontsize=9, loc="left")
+    axes.set_title("diagonal: each overall; others: both beyond each", fontsize=9, loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -76,6 +76,15 @@ class Outcome:
         found = [run["metrics"][self.metric.name] if self.status(run) == "ok" else math.nan for run in runs]
         return self.metric.scale * np.array(found, float)
 
+    @property
+    def warnings(self) -> dict[str, list[str]]:
+        """What runs warned of: each text with the arms that did."""
+        found: dict[str, list[str]] = {}
+        for arm in self.arms:
+            for text in dict.fromkeys(text for run in self.runs(arm.name) for text in run.get("warnings", ())):
+                found.setdefault(text, []).append(arm.name)
+        return found
+
     @cached_property
     def guess(self) -> float:
         """What guessing gives, in the metric's unit; nan where it is not known."""
@@ -137,7 +146,6 @@ class Outcome:
             correlation=self._correlation(question, ~np.isnan(oriented)),
             same_bits=self._same_bits(question),
             outliers=tuple(self.seeds[index] for index in stats.outliers(oriented)),
-            warnings=tuple(self._warnings(question.arms)),
         )
 
     def _count(self, question: Question, counts: Callable[[Result], bool]) -> tuple[int, int]:
@@ -221,9 +229,6 @@ class Outcome:
             for mine, theirs in pairs
             if self.status(mine) == self.status(theirs) == "ok"
         )
-
-    def _warnings(self, arms: Sequence[str]) -> Iterable[str]:
-        return dict.fromkeys(text for arm in arms for run in self.runs(arm) for text in run.get("warnings", ()))
 
     def _with_failures(self, question: Question) -> Inference | None:
         """The inference with failed runs scored as guessing, where it is known what guessing gives."""

@@ -24,7 +24,9 @@ _HEADS = ("arm", "{metric}", "effect [95 % interval]", "better", "p", "verdict",
 
 def table(outcome: Outcome) -> str:
     """Lay the comparisons out for a terminal, at most 100 columns wide, with what the columns mean below."""
-    rows = [(short(name, 17), *rest) for name, *rest in cells(outcome)]
+    rows = cells(outcome)
+    others = sum(max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[1:])
+    rows = [(short(name, max(17, _WIDE - others)), *rest) for name, *rest in rows]
     below = [line for said in legend(outcome) for line in textwrap.wrap(said, _WIDE, subsequent_indent="  ")]
     return "\n".join([*textwrap.wrap(title(outcome), _WIDE), "", *ruled(rows), "", *below])
 
@@ -79,7 +81,9 @@ def legend(outcome: Outcome) -> list[str]:
         said.append("most runs do no better than guessing: the task is too hard for this training, or too short")
     failed = {arm.name: sum(outcome.status(run) != "ok" for run in outcome.runs(arm.name)) for arm in outcome.arms}
     said += [f"{name}: {count} of {len(outcome.seeds)} runs failed" for name, count in failed.items() if count]
-    return [*said, *outcome.notes, *_chosen(outcome), *(note for each in outcome.comparisons for note in notes(each))]
+    warned = [f"{', '.join(arms)} warned: {text}" for text, arms in outcome.warnings.items()]
+    minded = [note for each in outcome.comparisons for note in notes(each)]
+    return [*said, *outcome.notes, *_chosen(outcome), *minded, *warned]
 
 
 def _chosen(outcome: Outcome) -> list[str]:

@@ -203,7 +203,6 @@ def notes(comparison: Comparison) -> list[str]:
     elif found.n > 1 and found.sd == 0 and not comparison.is_identical:
         said.append("every seed gave the same difference, so that the interval has no width")
     said += _far_apart(comparison)
-    said += [f"warned: {text}" for text in comparison.warnings]
     return [f"{comparison.name}: {note}" for note in said]
 
 
