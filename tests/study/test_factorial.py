@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from trickbox.errors import ConfigError
-from trickbox.study import Study, answers
+from trickbox.study import Study, answers, words
 from trickbox.study.design import INTERACTION, Arm, Design, Question, winner
 from trickbox.study.dose import dose
 from trickbox.study.factorial import factorial, screen, shapley
@@ -265,3 +265,22 @@ def test_a_study_of_combinations_answers_confirms_and_writes_its_table(here: Any
     assert [by_name[name].family for name in ("dropout overall", "dropout x mixup", "dropout")] == [2, 1, 2]
     assert "dropout x mixup" in found.table()
     assert any(line.startswith("Whether they help or hinder") for line in answers.answer(found))
+
+
+def test_an_interaction_of_the_scale_alone_is_said_to_be_one(make_outcome: Any) -> None:
+    """Near the ceiling points cannot add up, though odds do more than that."""
+    arms = ("baseline", "a", "b", "a + b")
+    asked = (Question("a x b", {"a + b": 1.0, "baseline": 1.0, "a": -1.0, "b": -1.0}, INTERACTION),)
+    near = {arm: [share] * 3 for arm, share in zip(arms, (0.80, 0.95, 0.95, 0.995), strict=True)}
+    far = {arm: [share] * 3 for arm, share in zip(arms, (0.40, 0.45, 0.45, 0.60), strict=True)}
+
+    (turning,), (plain,) = (
+        make_outcome(
+            values, controls=dict.fromkeys(arms), questions=asked, facts={arm: {"samples": 5000} for arm in arms}
+        ).comparisons
+        for values in (near, far)
+    )
+
+    assert turning.mean == pytest.approx(-10.5)
+    assert any("in log odds it points the other way" in note for note in words.notes(turning))
+    assert not plain.turns

@@ -24,7 +24,7 @@ class Comparison:
     arms that count for the question and of those that count against it, of `runs` each, and `collapses` those of them
     that learned nothing; `all_runs` is the inference with every failed run scored as guessing, where any failed.
     `same_bits` counts the seeds on which an arm and its control ended in the same bits, `outliers` names those whose
-    difference stands far apart.
+    difference stands far apart. `turns` says that what two arms do together points the other way in log odds.
     """
 
     question: Question
@@ -49,6 +49,7 @@ class Comparison:
     correlation: float
     same_bits: int
     outliers: tuple[int, ...]
+    turns: bool
 
     @property
     def name(self) -> str:

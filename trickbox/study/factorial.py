@@ -37,7 +37,7 @@ Cell = frozenset[str]
 FULL_UP_TO = 4
 SHAPLEY_UP_TO = 6
 _GENERATORS = {5: ["ABCD"], 6: ["ABC", "BCD"], 7: ["ABC", "BCD", "ACD"], 8: ["BCD", "ACD", "ABC", "ABD"]}
-"""Of 16 combinations: the last columns as products of the first four (Box, Hunter & Hunter 2005, table 6.22)."""
+"""Of 16 combinations: the last columns as products of the first four (Box, Hunter & Hunter 2005)."""
 _PLACKETT_BURMAN = {11: "++-+++---+-", 19: "++--++++-+-+----++-"}
 """The first row for so many columns (Plackett & Burman 1946); the others are its rotations, and one of minus signs."""
 

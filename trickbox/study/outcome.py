@@ -13,7 +13,7 @@ from attrs import define
 from trickbox.errors import ConfigError, near
 from trickbox.study import stats
 from trickbox.study.comparison import Comparison
-from trickbox.study.design import PLACEBO, Arm, Question
+from trickbox.study.design import INTERACTION, PLACEBO, Arm, Question
 from trickbox.study.looks import Looks
 from trickbox.study.pace import Curve, ToTarget, at_equal_time, epochs_to, to_target
 from trickbox.study.stats import Array
@@ -146,6 +146,7 @@ class Outcome:
             correlation=self._correlation(question, ~np.isnan(oriented)),
             same_bits=self._same_bits(question),
             outliers=tuple(self.seeds[index] for index in stats.outliers(oriented)),
+            turns=self._turns(question),
         )
 
     def _count(self, question: Question, counts: Callable[[Result], bool]) -> tuple[int, int]:
@@ -229,6 +230,15 @@ class Outcome:
             for mine, theirs in pairs
             if self.status(mine) == self.status(theirs) == "ok"
         )
+
+    def _turns(self, question: Question) -> bool:
+        """Whether an interaction of accuracies points the other way in log odds: then it is one of the scale alone."""
+        if question.family != INTERACTION or self.metric.name != "accuracy":
+            return False
+        least = 0.5 / min((run["samples"] for run in self.results.values() if "samples" in run), default=1)
+        odds = self._contrast(question, lambda arm: stats.log_odds(self.value(arm) / self.metric.scale, least))
+        plain = self._contrast(question, self.value)
+        return bool(np.nansum(odds) * np.nansum(plain) < 0)
 
     def _with_failures(self, question: Question) -> Inference | None:
         """The inference with failed runs scored as guessing, where it is known what guessing gives."""

@@ -238,6 +238,16 @@ def outliers(differences: ArrayLike) -> list[int]:
     return [int(index) for index in np.flatnonzero(distances > 10 * typical)] if typical > 0 else []
 
 
+def log_odds(shares: ArrayLike, least: float) -> Array:
+    """Return log(p / (1 - p)), shares being kept *least* from 0 and 1; what is nan stays so.
+
+    >>> [round(value, 2) for value in log_odds([0.5, 1.0], least=0.01).tolist()]
+    [0.0, 4.6]
+    """
+    p = np.clip(np.asarray(shares, float), least, 1 - least)
+    return np.asarray(np.log(p / (1 - p)), float)
+
+
 def wilson(failures: int, runs: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval for a rate: none of ten failed still leaves room for 28 %.
 

@@ -202,6 +202,8 @@ def notes(comparison: Comparison) -> list[str]:
         said.append("it ties on every seed: the metric cannot tell the arms apart")
     elif found.n > 1 and found.sd == 0 and not comparison.is_identical:
         said.append("every seed gave the same difference, so that the interval has no width")
+    if comparison.turns:
+        said.append("in log odds it points the other way: near a ceiling or a floor effects cannot add up in points")
     said += _far_apart(comparison)
     return [f"{comparison.name}: {note}" for note in said]
 
