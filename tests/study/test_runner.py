@@ -257,7 +257,7 @@ class Blobs:
 
 def main():
     arms = [Arm("deadly", overrides={{"fatal": 0}}), Arm("endless", overrides={{"endless": 1}})] if {deadly} else []
-    outcome = Study(Blobs(), arms, seeds=2, costs=False).run(workers=2, store=sys.argv[1], limit=3.0)
+    outcome = Study(Blobs(), arms, seeds=2, costs=False).run(workers=2, store=sys.argv[1], limit=10.0)
     print(dumps({{arm.name: [run["status"] for run in outcome.runs(arm.name)] for arm in outcome.arms}}))
 {call}
 """
@@ -307,7 +307,7 @@ def test_a_script_runs_its_own_task_and_outlives_workers_that_die_or_hang(tmp_pa
         "endless": ["ok", "error"],
     }, errors
     said = [json.loads(file.read_text())["result"]["message"] for file in tmp_path.rglob("runs/*/*.json")]
-    ended = [message for message in said if "longer than its limit" in message]
+    ended = [message for message in said if "longer than its limit of 0:00:10" in message]
     assert len(ended) == 1
     assert re.search(r"it was at File .*script.py.*line \d+ in data", ended[0]), ended
 

@@ -213,8 +213,10 @@ class Pool:
         place.unlink(missing_ok=True)
         if not said.startswith("Timeout"):
             return None
-        where = " < ".join(line.strip() for line in said.splitlines() if line.strip().startswith("File"))
-        return f"the run took longer than its limit and was ended; it was at {where[:500]}"
+        head, *lines = said.splitlines()
+        where = " < ".join(line.strip() for line in lines if line.strip().startswith("File"))
+        limit = head.removeprefix("Timeout (").removesuffix(")!")
+        return f"the run took longer than its limit of {limit} and was ended; it was at {where[:500]}"
 
     def renew(self) -> None:
         """Replace all workers."""
