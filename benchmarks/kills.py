@@ -106,14 +106,20 @@ def kill(process: subprocess.Popen[bytes], whom: str) -> bool:
 
 
 def left_over(group: int) -> bool:
-    """Whether anybody of a group is still there after some seconds."""
-    for _ in range(50):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
+    """Whether anybody of a group still runs after some seconds; who has ended and waits to be collected does not."""
+    for _ in range(150):
+        if not any(_runs_in(group, path) for path in Path("/proc").glob("[0-9]*/stat")):
             return False
         time.sleep(0.1)
     return True
+
+
+def _runs_in(group: int, path: Path) -> bool:
+    try:
+        state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+    except OSError:  # it has ended meanwhile
+        return False
+    return int(its_group) == group and state != "Z"
 
 
 def repeated(folder: Path) -> int:
