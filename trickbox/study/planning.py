@@ -21,8 +21,8 @@ _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hour": 3600.0}
 class Plan:
     """What a study costs and can show. Printed, it is a table with a row for each number of seeds.
 
-    `seconds` is the time of one run, the least of a few, `deviation` the standard deviation of the metric over seeds, in its unit, both
-    of a few runs of the baseline. `runs` are those of each seed, `comparisons` those that are judged together.
+    `seconds` is the time of one run, the least of a few runs of the baseline, `deviation` the standard deviation of
+    their metric over seeds, in its unit. `runs` are those of each seed, `comparisons` those that are judged together.
     """
 
     metric: Metric

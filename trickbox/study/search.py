@@ -31,6 +31,8 @@ _MOST_SEEDS = 30
 _MOST_COMBINED = 12
 _SCREEN, _COMBINATIONS = 0.5, 0.65
 """The parts of the budget by which the screen and the combinations should be over."""
+_SLOWER, _STARTS = 1.5, 25.0
+"""How much longer a run takes with tricks than without, at most on average, and the seconds in which workers start."""
 _RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Multiples of the task's learning rate that are tried."""
 _FRESH = 2_000_000
@@ -100,7 +102,8 @@ class _Search:
         """Raise `ConfigError` where the fewest runs that make sense take longer than the budget."""
         plan = self._study([], 2).plan(self.budget, **self.how)
         runs = PILOT + FIRST_ROUND * (tricks + 2 * len(_RATES)) + 2 * LEAST
-        least = 1.2 * runs * plan.seconds / plan.workers
+        starts = 0.0 if self.how.get("executor") else _STARTS
+        least = _SLOWER * runs * plan.seconds / plan.workers + starts
         if least > self.budget:
             raise ConfigError(
                 f"recommend: {tricks} tricks need at least {duration(least)} here, got {duration(self.budget)}; give "
