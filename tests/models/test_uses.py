@@ -104,8 +104,12 @@ def trained(wrapped, model, inputs):
     return model.state_dict()
 
 
-def spied(model):
-    """*model* as one of many ranks have it, and the parameters whose gradients were shared with the other ranks."""
+def trained_as_a_rank(model, inputs):
+    """The state of *model* after its training as one of many ranks, and the parameters whose gradients were shared.
+
+    What wraps the model goes before its group does: the last owner of a group waits for the group's thread while it
+    holds Python's lock, and that thread needs the lock to let go of *share*.
+    """
     wrapped, shared = DistributedDataParallel(model), set()
 
     def share(group, bucket):
@@ -113,7 +117,7 @@ def spied(model):
         return allreduce_hook(group, bucket)
 
     wrapped.register_comm_hook(None, share)
-    return wrapped, shared
+    return trained(wrapped, model, inputs), shared
 
 
 @pytest.mark.slow
@@ -126,8 +130,8 @@ def test_one_rank_trains_as_no_rank_and_shares_all_gradients(tricked, models, na
         assert not same(before, expected), model_name
         with alone(tmp_path / model_name):
             model, inputs = tricked(name, model_name)
-            wrapped, shared = spied(model)
-            assert same(trained(wrapped, model, inputs), expected), model_name
+            found, shared = trained_as_a_rank(model, inputs)
+            assert same(found, expected), model_name
         assert shared == {p for p in model.parameters() if p.requires_grad}, model_name
 
 
