@@ -107,6 +107,7 @@ def tricks(tmp_path_factory):
     return every_trick(tmp_path_factory.mktemp("weights"))
 
 
+@pytest.mark.slow
 def test_every_surgery_compiles_into_one_graph(tricks):
     x, _ = tiny_data(16)
     for name, trick in tricks.items():

@@ -47,6 +47,8 @@ Model: GPT (4, 12, 50)
 |- ln_f           LayerNorm      (4, 12, 16)  norm
 `- lm_head        Linear         (4, 12, 50)  head"""
 
+FEW_MODELS = [pytest.param(name, marks=[pytest.mark.slow] * bool(number % 4)) for number, name in enumerate(ZOO)]
+
 EVERYWHERE = ["dropout", "batch_norm", "group_norm", "layer_norm", "residual", "initialize", "freeze", "one_cycle"]
 
 
@@ -425,7 +427,7 @@ def test_no_line_is_wider_than_the_page_and_long_notes_are_cut(length):
     assert " ".join(text.split("|")[0].split("`")[0].split("toy: ")[1].split()) == words
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", FEW_MODELS)
 def test_no_note_gets_lost(name):
     for acting in EVERYWHERE:
         with contextlib.suppress(tb.NoEffectError):
@@ -600,7 +602,7 @@ def small(grads=False):
 INPUTS = torch.linspace(-1, 1, 20).reshape(5, 4)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", FEW_MODELS)
 def test_explaining_any_surgery_changes_no_bit_of_any_model(name):
     model, inputs = specimen(name)
     for acting in EVERYWHERE:

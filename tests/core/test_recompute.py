@@ -112,7 +112,9 @@ def gradients(net: Net, forwards: int = 1) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None} | {"x": x.grad}
 
 
-@pytest.mark.parametrize(("how", "reentrant"), REGIONS)
+@pytest.mark.parametrize(
+    ("how", "reentrant"), [pytest.param(*region, marks=[pytest.mark.slow] * (region[0] != "all")) for region in REGIONS]
+)
 def test_gradients_under_checkpointing_are_those_without_for_every_surgery(tricks, how, reentrant):
     for name in [name for name, trick in tricks.items() if edits_only(trick)]:
         found = []

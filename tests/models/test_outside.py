@@ -74,7 +74,7 @@ def ways_to_copy(model):
 
 
 def check_tricked(model, inputs, plain, copies):
-    assert all(name in model.state_dict() for name in plain if "running_" not in name and "num_batches" not in name)
+    assert {name for name in plain if "running_" not in name and "num_batches" not in name} <= model.state_dict().keys()
     found = outputs(model, inputs)
     for copied in copies:
         assert all(map(torch.equal, outputs(copied(model), inputs), found))

@@ -26,6 +26,8 @@ from trickbox.surgery.ledger import Added, Converted, ledger
 from trickbox.testing.zoo import ZOO, specimen
 from trickbox.trick import fresh
 
+pytestmark = pytest.mark.slow
+
 STARTS = ("mlp", "resnet", "gpt")
 """A trick is tried on the first models of the zoo, counted from each of these and around, in which it acts."""
 
@@ -120,7 +122,6 @@ def trained_as_a_rank(model, inputs):
     return trained(wrapped, model, inputs), shared
 
 
-@pytest.mark.slow
 @every
 def test_one_rank_trains_as_no_rank_and_shares_all_gradients(tricked, models, name, tmp_path):
     for model_name in models:
@@ -138,7 +139,6 @@ def test_one_rank_trains_as_no_rank_and_shares_all_gradients(tricked, models, na
 # -- torch.export ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @every
 def test_a_baked_model_is_exported_with_equal_outputs(tricked, models, name):
     for model_name in models:
