@@ -261,7 +261,10 @@ def _add_studies(commands: Any) -> None:
     command = commands.add_parser("compare", help="train tricks over paired seeds and say which help")
     command.set_defaults(run=compare)
     command.add_argument(
-        "task", nargs="?", metavar="TASK", help="waveforms, or your own: mytask.py:MyTask; none: the lesson"
+        "task",
+        nargs="?",
+        metavar="TASK",
+        help="a shipped one, such as digits, or your own: mytask.py:MyTask; none: the lesson",
     )
     command.add_argument("--tricks", metavar="A,B", help="tricks, such as 'batch_norm,dropout(p=0.3)'")
     command.add_argument("--aggregate", metavar="TASK,TASK", help="ask the same of several tasks, and sum up")
@@ -286,7 +289,7 @@ def _add_studies(commands: Any) -> None:
     command = commands.add_parser("recommend", help="find out in a given time which tricks to use, and confirm them")
     command.set_defaults(run=recommend)
     command.add_argument(
-        "task", nargs="?", metavar="TASK", help="waveforms (the default), or your own: mytask.py:MyTask"
+        "task", nargs="?", metavar="TASK", help="a shipped one (default: waveforms), or your own: mytask.py:MyTask"
     )
     command.add_argument("--budget", default="10 min", metavar="TIME", help="how long it may take (default: 10 min)")
     command.add_argument(

@@ -27,6 +27,8 @@ def methods(outcome: Outcome) -> list[str]:
         "Paired: all arms of a seed share data split, initial weights, batch order and random streams; a trick draws "
         "from streams of its own. Effects are differences within a seed.",
         f"Correlation of each arm with its control over seeds, which is what pairing gains by: {correlations}.",
+        "Intervals hold for other seeds of this task. Where seeds split one data set they share samples, and nothing "
+        "is said about other data.",
         *_inference(outcome),
         "The effect that four of five such studies would call is computed from the spread that was observed.",
         "A run that does no better than the best constant answer counts as failed, like one that diverged.",

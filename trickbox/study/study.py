@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +30,7 @@ from trickbox.study.factorial import factorial, screen, shapley
 from trickbox.study.findings import Findings
 from trickbox.study.looks import Looks
 from trickbox.study.outcome import Outcome
-from trickbox.study.planning import PILOT, Plan, seconds_of
+from trickbox.study.planning import PILOT, Plan, Size, seconds_of
 from trickbox.study.spec import Spec, part_of_task, plan, versions
 from trickbox.study.store import MemoryStore, Store, open_store
 from trickbox.study.store import Outcome as Result
@@ -111,7 +113,8 @@ class Study:
             raise ConfigError(f"study: margin must be > 0, got {margin}; it is the smallest effect that you care about")
         self.target = target
         self.seeds = _seeds(seeds)
-        made = DESIGNS[design](tricks)
+        self._tricks = list(tricks)
+        made = DESIGNS[design](self._tricks)
         self.arms, self.questions, self.notes = made.arms, made.questions, made.notes
         self.costs = costs
         self.device = device
@@ -173,11 +176,27 @@ class Study:
             metric=self.metric,
             seconds=min(run["wall_seconds"] for run in runs),  # the first of a worker loads what all others find
             deviation=self.metric.scale * stats.spread([run["metrics"][self.metric.name] for run in runs]),
-            runs=len({spec.key for spec in self.specs}) // len(self.seeds),
-            comparisons=sum(each.family == EFFECT and each.name != PLACEBO for each in self.questions),
             workers=how.get("workers") or runner.cores(),
             budget=seconds,
-            trials=len(self.settings) * SEEDS * sum(arm.name != PLACEBO for arm in self.arms),
+            design=self.design,
+            sizes=self._sizes(),
+        )
+
+    def _sizes(self) -> dict[str, Size]:
+        """How much each of the designs would train and ask that the tricks of this study allow."""
+        found = {}
+        for name, make in DESIGNS.items():
+            with contextlib.suppress(ConfigError):
+                found[name] = self._size(make(self._tricks))
+        return found
+
+    def _size(self, design: Design) -> Size:
+        asked = [each for each in design.questions if each.family == EFFECT and each.name != PLACEBO]
+        return Size(
+            runs=len({spec.key for spec in plan(self.task, design.arms, self.seeds[:1], self.device)}),
+            comparisons=len(asked),
+            trials=len(self.settings) * SEEDS * sum(arm.name != PLACEBO for arm in design.arms),
+            spread=max((math.hypot(*each.weights.values()) for each in asked), default=0.0),
         )
 
     def tune(self, **how: Unpack[How]) -> Tuning:
